@@ -93,7 +93,7 @@ void forward_tile(const Logits& L, const Lanes& G, const Blocks<op_t>& in, map_t
   const int64_t* y = target + row;
   for (int64_t l = 0; l < kLanes; ++l) {
     s.max[l] = -simd::infinity<op_t>, s.sum[l] = 0, s.deviation[l] = 0, s.z_y[l] = 0;
-    if (l < lanes && y[l] != ignore_index) s.z_y[l] = map.value(in.at_element(base + l * G.stride_lane + y[l] * L.stride_v));
+    if (l < lanes && y[l] != ignore_index) s.z_y[l] = map.value(in.element(base + l * G.stride_lane + y[l] * L.stride_v));
   }
   for (int64_t begin = 0; begin < L.classes; begin += kTileClasses) {
     const int64_t n = std::min(kTileClasses, L.classes - begin);
