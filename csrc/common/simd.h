@@ -44,6 +44,38 @@ NL_INLINE float exp(float x) {
 }
 NL_INLINE double exp(double x) { return std::exp(x); }
 
+// log(1 + u) for u >= 0, relative error 2e-7 however small u is; NaN in, NaN out.
+// 1 + u = 2^k (1 + r), 0 <= r < 1 (r = u itself where k = 0: no rounding), log(1 + r) = 2 artanh(r / (2 + r)).
+NL_INLINE float log1p(float u) {
+  const float x = 1.0f + u;
+  const int32_t bits = std::bit_cast<int32_t>(x), k = (bits >> 23) - 127;
+  const float r = k == 0 ? u : std::bit_cast<float>((bits & 0x7fffff) | 0x3f800000) - 1.0f;
+  const float s = r / (2.0f + r), s2 = s * s;
+  float p = 2.0f / 13;
+  p = p * s2 + 2.0f / 11;
+  p = p * s2 + 2.0f / 9;
+  p = p * s2 + 2.0f / 7;
+  p = p * s2 + 2.0f / 5;
+  p = p * s2 + 2.0f / 3;
+  const float artanh = s * 2.0f + s * s2 * p;
+  return x == x ? artanh + static_cast<float>(k) * 0.693147181f : x;
+}
+NL_INLINE double log1p(double u) { return std::log1p(u); }
+
+// 1 - e^-n for n >= 0, relative error 2e-7; NaN in, NaN out
+NL_INLINE float one_minus_exp(float n) {
+  float p = -1.0f / 40320;
+  p = p * n + 1.0f / 5040;
+  p = p * n - 1.0f / 720;
+  p = p * n + 1.0f / 120;
+  p = p * n - 1.0f / 24;
+  p = p * n + 1.0f / 6;
+  p = p * n - 0.5f;
+  p = p * n + 1.0f;
+  return n < 0.5f ? p * n : 1.0f - exp(-n);
+}
+NL_INLINE double one_minus_exp(double n) { return -std::expm1(-n); }
+
 // tanh; relative error 3e-7: odd polynomial near 0, where (1 - e) would cancel
 NL_INLINE float tanh(float x) {
   const float a = std::fabs(x), s = x * x;

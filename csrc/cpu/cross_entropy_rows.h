@@ -14,13 +14,13 @@ struct RowUpstream {
   const op_t *d_nll, *d_lse, *d_spread, *nll, *lse, *residual;
   double weight_sum;  // sum of the class weights, or V
 
-  bool is_zero(int64_t row) const { return d_nll[row] == 0 && d_lse[row] == 0 && (d_spread == nullptr || d_spread[row] == 0); }
-  op_t spread(int64_t row) const { return d_spread == nullptr ? op_t(0) : d_spread[row]; }
-  op_t without_nll(int64_t row) const { return d_lse[row] + spread(row) * static_cast<op_t>(weight_sum); }
-  op_t total(int64_t row) const { return d_nll[row] + without_nll(row); }
+  NL_INLINE bool is_zero(int64_t row) const { return d_nll[row] == 0 && d_lse[row] == 0 && (d_spread == nullptr || d_spread[row] == 0); }
+  NL_INLINE op_t spread(int64_t row) const { return d_spread == nullptr ? op_t(0) : d_spread[row]; }
+  NL_INLINE op_t without_nll(int64_t row) const { return d_lse[row] + spread(row) * static_cast<op_t>(weight_sum); }
+  NL_INLINE op_t total(int64_t row) const { return d_nll[row] + without_nll(row); }
   // gradient of the target logit: p_y - 1 is never formed
-  op_t target(int64_t row, op_t weight_y) const {
-    return without_nll(row) * std::exp(-nll[row]) + d_nll[row] * std::expm1(-nll[row]) - spread(row) * weight_y;
+  NL_INLINE op_t target(int64_t row, op_t weight_y) const {
+    return without_nll(row) * simd::exp(-nll[row]) - d_nll[row] * simd::one_minus_exp(nll[row]) - spread(row) * weight_y;
   }
 };
 
@@ -64,7 +64,7 @@ void forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t*
       others.add(z, n);
     }
   }
-  row_statistics(z_y, others.shift, others.sum, out.nll + row, out.lse + row, out.residual + row);
+  row_statistics(z_y, static_cast<op_t>(others.shift), static_cast<op_t>(others.sum), out.nll + row, out.lse + row, out.residual + row);
   if (out.spread == nullptr) return;
   // sum_j w_j (lse - z_j) with the common offset removed before the sum; z_y = -inf leaves an infinite term whatever the rest is
   const double nll = out.nll[row];

@@ -141,7 +141,7 @@ NL_CLONES void map_values(map_t map, op_t* __restrict z, int64_t n) {
 template <typename map_t, typename op_t>
 NL_CLONES void times_map_slope(map_t map, const op_t* __restrict a, op_t* __restrict d, int64_t n) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) d[j] *= map.slope(a[j]);
+  for (int64_t j = 0; j < n; ++j) d[j] = d[j] == 0 ? op_t(0) : d[j] * map.slope(a[j]);  // 0 also where a is NaN
 }
 
 // Online sum_j e^{z_j - shift} over blocks, merged in double. The shift is the maximum of the first block that has one; later blocks are
@@ -166,25 +166,22 @@ struct OnlineSum {
   }
 };
 
-// Row statistics from the target logit and the log-sum-exp of the others, through the logit deficit
-//   lse' = shift + log other_sum,  delta = lse' - z_y,  nll = softplus(delta),  lse = z_y + nll = lse' + softplus(-delta)
-// lse is returned as a rounded value and the residual that rounding lost.
+// Row statistics from the target logit z_y and the other classes' sum of e^{z_j - shift}, with nll >= 0 formed without cancellation:
+//   top = max(shift, z_y),  nll = (top - z_y) + log1p(rest),  lse = top + log1p(rest)
+//   rest = sum e^{shift - z_y} where z_y is the top, else (sum - 1) + e^{z_y - shift}   (a sum with shift on top is at least 1)
+// lse comes as a rounded value and the residual that rounding lost (two-sum). Branch-free, so that it vectorises across rows.
+// z_y = NaN or +inf, NaN among the others, and a row of -inf give NaN; z_y = -inf next to a finite logit gives nll = +inf.
 template <typename op_t>
-void row_statistics(double z_y, double shift, double other_sum, op_t* nll, op_t* lse, op_t* residual) {
-  const double infinity = simd::infinity<double>;
-  if (std::isnan(z_y) || z_y == infinity || (z_y == -infinity && other_sum == 0)) {
-    *nll = *lse = *residual = std::numeric_limits<op_t>::quiet_NaN();
-    return;
-  }
-  const double log_sum = std::log(other_sum), delta = log_sum - (z_y - shift);
-  const double softplus = std::log1p(std::exp(-std::fabs(delta)));
-  const double loss = delta > 0 ? delta + softplus : softplus + (std::isnan(delta) ? delta : 0);
-  // the larger of z_y and lse' plus a small number, as an exact sum of two doubles
-  const double base = delta > 0 ? shift : z_y, small = delta > 0 ? log_sum + softplus : loss;
-  const double high = base + small, part = high - base, low = (base - (high - part)) + (small - part);
-  *nll = static_cast<op_t>(loss);
-  *lse = static_cast<op_t>(high);
-  *residual = std::isfinite(*lse) ? static_cast<op_t>((high - static_cast<double>(*lse)) + low) : op_t(0);
+NL_INLINE void row_statistics(op_t z_y, op_t shift, op_t sum, op_t* nll, op_t* lse, op_t* residual) {
+  const bool target_on_top = z_y >= shift;
+  const op_t top = target_on_top ? z_y : shift, below = target_on_top ? shift - z_y : z_y - shift;
+  const op_t e = simd::exp(below);
+  const op_t log_rest = simd::log1p(target_on_top ? sum * e : (sum - 1) + e);
+  const op_t loss = (top - z_y) + log_rest;
+  const op_t high = top + log_rest, part = high - top, low = (top - (high - part)) + (log_rest - part);
+  *nll = loss;
+  *lse = loss == loss ? high : loss;
+  *residual = high - high == 0 ? low : op_t(0);  // infinite lse: nothing to correct
 }
 
 // rows per task: enough work to pay for a thread
