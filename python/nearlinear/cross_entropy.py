@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypedDict
 
 import torch
@@ -121,6 +122,7 @@ def cross_entropy(
         rows = rows + z_loss * lse**2
     if sample_weight is not None:
         v = sample_weight.to(stats_type).reshape(rows.shape)
+        v = v if soft else v.masked_fill(~kept, 0)  # an ignored row's weight gets a zero gradient, in an all-ignored batch too
         rows = rows * v
         row_weight = v if row_weight is None else row_weight * v
     if check_targets and not soft:
@@ -130,6 +132,8 @@ def cross_entropy(
     if reduction == "sum":
         return rows.sum()
     divisor = normalizer if normalizer is not None else rows.numel() if row_weight is None else row_weight.sum()
+    if isinstance(divisor, Tensor) and normalizer is None and (label_smoothing or z_loss or sample_weight is not None):
+        divisor = divisor.masked_fill(divisor == 0, math.nan)  # these terms do not vanish with the weights; torch gives NaN, not inf
     return rows.sum() / divisor
 
 
