@@ -38,7 +38,6 @@ class Battery:
     definition: ClassVar[Callable[..., Tensor]]
     cases: ClassVar[tuple[Case, ...]]
     rowwise: ClassVar[Mapping[str, Any]] = {"reduction": "none"}  # options that give the finest output
-    float64_tolerance: ClassVar[float] = 1e-12  # relative to the largest value
     compiled: ClassVar[Mapping[str, str]]  # name of case -> backend of torch.compile
     modules: ClassVar[Sequence[tuple[Callable[..., torch.nn.Module], Callable[..., Tensor], Mapping[str, Any]]]] = ()
 
@@ -83,10 +82,6 @@ class Battery:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         eager, eager_gradients = evaluate(self.definition, to(inputs, wide, device), self.options(case), case.differentiable)
         assert value.dtype == wide
-        if dtype == torch.float64:
-            for got, exact in zip([value, *gradients], [oracle, *oracle_gradients], strict=True):
-                assert (got.cpu() - exact).abs().max() <= self.float64_tolerance * exact.abs().max()
-            return
         within_budget(value, eager, oracle, 2, "value")
         for name, ours, base, exact in zip(case.differentiable, gradients, eager_gradients, oracle_gradients, strict=True):
             assert ours.dtype == inputs[name].dtype

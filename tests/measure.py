@@ -78,17 +78,21 @@ def evaluate(
 
 
 def within_budget(ours: Tensor, eager: Tensor, oracle: Tensor, factor: float, what: str) -> None:
-    """``|ours - oracle| <= factor |eager - oracle| + eps scale``, scale = the largest finite magnitude of the oracle."""
+    """``|ours - oracle| <= factor |eager - oracle| + eps scale``, scale = the largest finite magnitude of the oracle.
+
+    In float64 the oracle is the eager result itself: there 1e-12 scale is allowed.
+    """
     assert ours.shape == oracle.shape, what
     if ours.numel() == 0:
         return
-    ours, eager, eps = ours.double().cpu(), eager.double().cpu(), torch.finfo(ours.dtype).eps
+    eps, double = torch.finfo(ours.dtype).eps, ours.dtype == torch.float64
+    ours, eager = ours.double().cpu(), eager.double().cpu()
     finite = oracle.isfinite()
     assert torch.equal(ours[~finite].nan_to_num(nan=7.0), oracle[~finite].nan_to_num(nan=7.0)), f"{what}: non-finite values differ"
     if not finite.any():
         return
     error, baseline = (ours - oracle)[finite].abs().max().item(), (eager - oracle)[finite].abs().max().item()
-    allowed = factor * baseline + eps * oracle[finite].abs().max().item()
+    allowed = factor * baseline + (1e-12 if double else eps) * oracle[finite].abs().max().item()
     assert error <= allowed, f"{what}: error {error:.3e} > {allowed:.3e} (eager {baseline:.3e})"
 
 
@@ -100,9 +104,9 @@ def unbiased(ours: Tensor, oracle: Tensor, what: str) -> None:
     if norm == 0:
         assert torch.equal(ours, oracle), what
         return
-    assert 1 - (ours @ oracle) / norm <= 4 * eps**2 + 1e-14, f"{what}: cosine"
+    assert 1 - (ours @ oracle) / norm <= 4 * eps**2 + 1e-12, f"{what}: cosine"
     drift = (ours - oracle).sum().abs() / oracle.abs().sum()
-    assert drift <= eps, f"{what}: signed bias {drift:.2e}"
+    assert drift <= max(eps, 1e-12), f"{what}: signed bias {drift:.2e}"
 
 
 def same(a: Any, b: Any, what: str) -> None:

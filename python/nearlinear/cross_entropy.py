@@ -109,7 +109,7 @@ def cross_entropy(
         row_weight: Tensor | None = None
     else:
         nll, lse, spread, _ = _logit_stats(
-            input, target, weight if label_smoothing else None, ignore_index, map_record, label_smoothing > 0
+            input, target, weight if label_smoothing else None, ignore_index, map_record, label_smoothing > 0, rows_shape
         )
         kept = target != ignore_index
         row_weight = kept.to(stats_type) if weight is None else weight[target.masked_fill(~kept, 0)] * kept
@@ -138,7 +138,7 @@ def cross_entropy(
 
 
 def _logit_stats(
-    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, record: LogitMap, spread: bool
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, record: LogitMap, spread: bool, rows_shape: torch.Size
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op, with its RuntimeError for an invalid label turned into the IndexError that a user expects."""
     try:
@@ -148,7 +148,7 @@ def _logit_stats(
         return stats
     except RuntimeError as error:
         if "is out of range" in str(error):
-            _checks.raise_invalid_target(_NAME, target, input.shape[1], ignore_index)
+            _checks.raise_invalid_target(_NAME, target.reshape(rows_shape), input.shape[1], ignore_index)
         raise
 
 
