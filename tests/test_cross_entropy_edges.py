@@ -123,7 +123,7 @@ def test_weights_that_sum_to_zero(smoothing: float, device: torch.device) -> Non
     assert nearlinear.cross_entropy(**inputs, **options, z_loss=0.1).isnan()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("classes", [2, 5, 70, 4100])
 def test_minus_infinity(classes: int, dtype: torch.dtype, device: torch.device) -> None:
     """Beside the target: probability 0. At the target: +inf with the finite gradient p - e_y."""
