@@ -64,7 +64,7 @@ void soft_forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const 
   alignas(64) op_t z[kBlock], c_scratch[kBlock];
   const int64_t base = L.offset(row);
   OnlineSum all;
-  double dot = 0, mass = 0;
+  double dot = 0, mass = 0, origin = simd::infinity<double>;  // origin: the first finite block maximum
   for (int64_t begin = 0; begin < L.classes; begin += kBlock) {
     const int64_t n = std::min(kBlock, L.classes - begin);
     in.load(base + begin * L.stride_v, L.stride_v, n, z);
@@ -73,8 +73,9 @@ void soft_forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const 
     const op_t top = block_max(z, n), shift = std::isfinite(top) ? top : op_t(0);
     op_t block_dot, block_mass;
     soft_sums(z, c, n, shift, &block_dot, &block_mass);
-    // float64 takes the block's shift out again without losing the digits of a common offset
-    dot += block_dot + static_cast<double>(block_mass) * shift;
+    if (!std::isfinite(origin) && std::isfinite(top)) origin = top;
+    // every block counts from one logit of the row, so that a common offset of the row costs no digits
+    dot += block_dot + (std::isfinite(origin) ? block_mass * (shift - origin) : 0);
     mass += block_mass;
     all.add(z, n);
   }
@@ -82,7 +83,7 @@ void soft_forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const 
   // the target logit is not special here: lse of all classes is the deficit form against an absent target at -inf
   row_statistics<op_t>(-simd::infinity<op_t>, static_cast<op_t>(all.shift), static_cast<op_t>(all.sum), &unused, out.lse + row,
                        out.residual + row);
-  const double lse = static_cast<double>(out.lse[row]) + out.residual[row];
+  const double lse = (out.lse[row] - (std::isfinite(origin) ? origin : 0)) + out.residual[row];
   out.xent[row] = static_cast<op_t>(mass * lse - dot);
   out.mass[row] = static_cast<op_t>(mass);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypedDict
 
 import torch
@@ -108,7 +109,7 @@ def cross_entropy(
         row_weight: Tensor | None = None
     else:
         nll, lse, spread, _ = _logit_stats(
-            input, target, weight if label_smoothing else None, ignore_index, map_record, label_smoothing > 0
+            input, target, weight if label_smoothing else None, ignore_index, map_record, label_smoothing > 0, rows_shape
         )
         kept = target != ignore_index
         row_weight = kept.to(stats_type) if weight is None else weight[target.masked_fill(~kept, 0)] * kept
@@ -121,6 +122,7 @@ def cross_entropy(
         rows = rows + z_loss * lse**2
     if sample_weight is not None:
         v = sample_weight.to(stats_type).reshape(rows.shape)
+        v = v if soft else v.masked_fill(~kept, 0)  # an ignored row's weight gets a zero gradient, in an all-ignored batch too
         rows = rows * v
         row_weight = v if row_weight is None else row_weight * v
     if check_targets and not soft:
@@ -130,11 +132,13 @@ def cross_entropy(
     if reduction == "sum":
         return rows.sum()
     divisor = normalizer if normalizer is not None else rows.numel() if row_weight is None else row_weight.sum()
+    if isinstance(divisor, Tensor) and normalizer is None and (label_smoothing or z_loss or sample_weight is not None):
+        divisor = divisor.masked_fill(divisor == 0, math.nan)  # these terms do not vanish with the weights; torch gives NaN, not inf
     return rows.sum() / divisor
 
 
 def _logit_stats(
-    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, record: LogitMap, spread: bool
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, record: LogitMap, spread: bool, rows_shape: torch.Size
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op, with its RuntimeError for an invalid label turned into the IndexError that a user expects."""
     try:
@@ -144,7 +148,7 @@ def _logit_stats(
         return stats
     except RuntimeError as error:
         if "is out of range" in str(error):
-            _checks.raise_invalid_target(_NAME, target, input.shape[1], ignore_index)
+            _checks.raise_invalid_target(_NAME, target.reshape(rows_shape), input.shape[1], ignore_index)
         raise
 
 

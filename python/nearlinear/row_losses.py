@@ -22,6 +22,11 @@ __all__ = [
 _SATURATED = 80.0  # e^-80 is below every float32 epsilon and above its underflow
 
 
+def _one_minus_exp(x: Tensor) -> Tensor:
+    """``1 - e^-x``, x >= 0, accurate near 0 in value and for large x in its derivative, which autograd of expm1 takes as 1 + expm1."""
+    return torch.where(x < 0.5, -torch.expm1(-x), 1 - torch.exp(-x))
+
+
 @dataclass(frozen=True)
 class RowLoss:
     """A scalar function of ``p_y``; subclasses are frozen, hashable and checked at construction."""
@@ -77,6 +82,8 @@ class CompSum(RowLoss):
     def value(self, nll: Tensor, num_classes: int) -> Tensor:
         if self.tau == 1:
             return nll
+        if self.tau > 1:
+            return _one_minus_exp((self.tau - 1) * nll) / (self.tau - 1)
         return torch.expm1(((1 - self.tau) * nll).clamp(max=_SATURATED)) / (1 - self.tau)
 
     def slope(self, nll: Tensor, num_classes: int) -> Tensor:
@@ -117,7 +124,7 @@ class GCE(RowLoss):
         self._require(0 < self.q <= 1, f"q must be in (0, 1], got {self.q}")
 
     def value(self, nll: Tensor, num_classes: int) -> Tensor:
-        return -torch.expm1(-self.q * nll) / self.q
+        return _one_minus_exp(self.q * nll) / self.q
 
     def slope(self, nll: Tensor, num_classes: int) -> Tensor:
         return torch.exp(-self.q * nll)
@@ -161,7 +168,7 @@ class MAE(RowLoss):
     source: ClassVar[str] = "Ghosh, Kumar, Sastry 2017, arXiv:1712.09482"
 
     def value(self, nll: Tensor, num_classes: int) -> Tensor:
-        return -torch.expm1(-nll)
+        return _one_minus_exp(nll)
 
     def slope(self, nll: Tensor, num_classes: int) -> Tensor:
         return torch.exp(-nll)
@@ -252,7 +259,7 @@ class SymmetricCE(RowLoss):
         self._require(self.A < 0, f"A must be < 0, got {self.A}")
 
     def value(self, nll: Tensor, num_classes: int) -> Tensor:
-        return self.alpha * nll + self.beta * self.A * torch.expm1(-nll)
+        return self.alpha * nll - self.beta * self.A * _one_minus_exp(nll)
 
     def slope(self, nll: Tensor, num_classes: int) -> Tensor:
         return self.alpha - self.beta * self.A * torch.exp(-nll)

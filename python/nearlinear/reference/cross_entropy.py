@@ -9,11 +9,13 @@ Letters: N rows, V classes, P pixels of a row of images. ``z = map(input)``, ``p
 
     loss_i = v_i ([(1 - e) w_y psi(nll) + e / V spread] + z_loss lse^2)        mean: divided by sum_i v_i w_y over the kept rows
 
-Edges: an ignored row contributes 0 and gets a zero gradient, whatever its logits are; all rows ignored, or N = 0: mean is NaN, sum 0;
+Edges: an ignored row contributes 0 and gets a zero gradient, whatever its logits are; all rows ignored, N = 0, a zero divisor: mean is NaN;
 NaN or +inf in a row, or a row of -inf: NaN; -inf at the target: +inf; V = 1: 0.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -88,8 +90,9 @@ def cross_entropy(
             row_loss=row_loss, logit_map=logit_map,
         )  # fmt: skip
         rows, kept = loss.squeeze(0), (target != ignore_index) if not target.is_floating_point() else torch.ones(())
-        divisor = kept * (1 if weight is None or target.is_floating_point() else weight[target.clamp(min=0)])
+        divisor = kept.to(rows.dtype) * (1 if weight is None or target.is_floating_point() else weight[target.clamp(min=0)])
         divisor = divisor * (1 if sample_weight is None else sample_weight)
+        divisor = divisor.masked_fill(divisor == 0, math.nan)
         return rows / (divisor if normalizer is None else normalizer) if reduction == "mean" else rows
     record = row_losses.get_row_loss(row_loss, "cross_entropy")
     z = input if logit_map is None else logit_map(input)
@@ -109,10 +112,11 @@ def cross_entropy(
         rows = (1 - smoothing) * row_weight * psi
         if smoothing:
             rows = rows + smoothing / num_classes * -(w * log_p).sum(1)
-    v = torch.ones_like(lse) if sample_weight is None else sample_weight
+    v = (torch.ones_like(lse) if sample_weight is None else sample_weight).masked_fill(~kept, 0)
     rows = (v * (rows + z_loss * lse**2)).masked_fill(~kept, 0)
     if reduction == "none":
         return rows
     if reduction == "sum":
         return rows.sum()
-    return rows.sum() / ((v * row_weight).sum() if normalizer is None else normalizer)
+    divisor = (v * row_weight).sum()
+    return rows.sum() / (divisor.masked_fill(divisor == 0, math.nan) if normalizer is None else normalizer)

@@ -1,0 +1,105 @@
+"""Planted bugs of the cross-entropy family: (file, old text, new text, tests that must fail)."""
+
+BATTERY = "tests/test_cross_entropy.py::TestCrossEntropy"
+ACCURACY = "tests/test_cross_entropy_accuracy.py"
+EDGES = "tests/test_cross_entropy_edges.py"
+RUNTIME = "tests/test_cross_entropy_runtime.py"
+ERRORS = "tests/test_errors.py"
+ROWS = "tests/test_row_losses.py"
+BUDGET, LAYOUTS, BITS = f"{BATTERY}::test_error_budget", f"{BATTERY}::test_input_layouts", f"{BATTERY}::test_same_bits"
+
+OPS, PUBLIC, RECORDS = "python/nearlinear/ops/cross_entropy.py", "python/nearlinear/cross_entropy.py", "python/nearlinear/row_losses.py"
+PYTHON = [
+    # fakes and derivatives
+    (OPS, "shape, dtype = _rows(input), stats_dtype(input)", "shape, dtype = _rows(input), input.dtype", f"{BATTERY}::test_opcheck"),
+    (OPS, "shape if spread else [0]", "shape", f"{BATTERY}::test_opcheck"),
+    (OPS, "logit_stats_backward(d_nll, d_lse, d_spread, *", "logit_stats_backward(d_lse, d_nll, d_spread, *", BUDGET),
+    (OPS, "logit_stats_backward(d_nll, d_lse,", "logit_stats_backward(d_nll.flatten()[:1].expand_as(d_nll), d_lse,", BUDGET),
+    (OPS, '_gradient, differentiable=(0, 1, 2, 3))\n\n\n# ---- soft', '_gradient, differentiable=(0, 1, 2))\n\n\n# ---- soft',
+     f"{BATTERY}::test_second_derivatives"),
+    (OPS, "ctx.save_for_backward(input, target, weight, nll", "ctx.save_for_backward(input.clone(), target, weight, nll",
+     f"{BATTERY}::test_saved_memory"),
+    (OPS, "return d_input, d_target if wants_target else None", "return d_input, None", f"{BATTERY}::test_gradients_in_float64"),
+    ("python/nearlinear/ops/_register.py", "else torch.float32", "else torch.get_default_dtype()", BITS),
+    # the public lines
+    (PUBLIC, "kept = target != ignore_index", "kept = target != -100", f"{BUDGET}"),
+    (PUBLIC, "weight[target.masked_fill(~kept, 0)] * kept", "weight[target.masked_fill(~kept, 0)]",
+     "tests/test_cross_entropy.py::test_drop_in_for_torch"),
+    (PUBLIC, "(label_smoothing / num_classes) * spread", "label_smoothing * spread", BUDGET),
+    (PUBLIC, "z_loss * lse**2", "z_loss * lse", BUDGET),
+    (PUBLIC, "row_weight = v if row_weight is None else row_weight * v", "row_weight = v if row_weight is None else row_weight",
+     f"{BATTERY}::test_reductions_follow_from_rows"),
+    (PUBLIC, "divisor = normalizer if normalizer is not None else ", "divisor = ", "tests/test_cross_entropy.py::test_normalizer"),
+    (PUBLIC, "v = v if soft else v.masked_fill(~kept, 0)", "v = v.clone()", f"{EDGES}::test_all_rows_ignored_with_every_option"),
+    (PUBLIC, "soft = target.is_floating_point()\n    _check_options",
+     "soft = input.data.clamp_(max=2.0) is target or target.is_floating_point()\n    _check_options",
+     f"{BATTERY}::test_nothing_is_overwritten"),
+    (PUBLIC, "return rows.reshape(rows_shape)", "return rows.reshape(rows_shape) * (1 + 1e-6 * torch.rand(()))", BITS),
+    (PUBLIC, '"softcap": softcap, "logit_map"', '"softcap": None, "logit_map"', f"{BATTERY}::test_modules"),
+    (PUBLIC, "target.reshape(rows_shape), input.shape[1], ignore_index)\n        raise",
+     "target, input.shape[1], ignore_index)\n        raise", ERRORS),
+    ("python/nearlinear/_checks.py", "forward_ad.unpack_dual(value).tangent is not None", "False",
+     f"{ERRORS}::test_forward_mode_is_refused"),
+    # row losses
+    (RECORDS, "return _one_minus_exp(self.q * nll) / self.q", "return _one_minus_exp(self.q * nll)",
+     f"{ROWS}::test_value_is_the_papers_formula"),
+    (RECORDS, "torch.where(nll >= -math.log(self.k), (1 -", "torch.where(nll > -math.log(self.k), (1 -",
+     f"{ROWS}::test_truncation_point {ROWS}::test_slope_is_the_derivative_of_value"),
+    (RECORDS, "torch.where(x < 0.5, -torch.expm1(-x), 1 - torch.exp(-x))", "-torch.expm1(-x)",
+     f"{ROWS}::test_slope_is_the_derivative_of_value"),
+    (RECORDS, "torch.where(x < 0.5, -torch.expm1(-x), 1 - torch.exp(-x))", "1 - torch.exp(-x)",
+     f"{ROWS}::test_small_losses_keep_relative_accuracy"),
+    (RECORDS, "return torch.where(inside, (-torch.expm1(-n)) ** self.gamma * n, nll)", "return (-torch.expm1(-nll)) ** self.gamma * nll",
+     f"{ROWS}::test_slope_is_the_derivative_of_value"),
+    (RECORDS, "self.alpha - self.beta * self.A", "self.alpha + self.beta * self.A",
+     f"{ROWS}::test_slope_by_finite_differences_of_the_formula"),
+]  # fmt: skip
+
+ROW, TILE, SOFT = "csrc/cpu/cross_entropy_rows.h", "csrc/cpu/cross_entropy_tiles.h", "csrc/cpu/cross_entropy_soft.h"
+BLOCKS, GLUE, SIMD = "csrc/cpu/row_blocks.h", "csrc/cpu/cross_entropy.cpp", "csrc/common/simd.h"
+CPP = [
+    # layout
+    (SIMD, "for (int64_t i = 0; i < n; ++i) out[i] = to_op(in[i * stride]);", "for (int64_t i = 0; i < n; ++i) out[i] = to_op(in[i]);",
+     LAYOUTS),
+    (BLOCKS, "(row % pixels) * stride_p", "(row % pixels)", LAYOUTS),
+    (TILE, "stride_outer(L.pixels == 1 ? 0 : L.stride_b)", "stride_outer(L.pixels == 1 ? 0 : L.classes * L.pixels)", LAYOUTS),
+    (SOFT, "d_target->store(d, n, DT->offset(row)", "d_target->store(d, n, D.offset(row)", LAYOUTS),
+    # the online sum
+    (BLOCKS, "sum = sum * std::exp(max - m) + s;", "sum = sum + s;", f"{BUDGET} -k blocks"),
+    (BLOCKS, "s * std::exp(m - max);", "s;", f"{BUDGET} -k blocks"),
+    (ROW, "if (k >= 0 && k < n) scratch[k] = -simd::infinity<op_t>;", "if (k >= 0 && k < n - 1) scratch[k] = -simd::infinity<op_t>;",
+     BUDGET),
+    (TILE, "add[l] = s.sum[l] * simd::exp(s.max[l] - shift[l]);", "add[l] = s.sum[l];", f"{BUDGET} -k image_tiles"),
+    (TILE, "accumulate_deviation(tile, n, weight == nullptr ? nullptr : weight + begin, s)", "accumulate_deviation(tile, n, weight, s)",
+     f"{BUDGET} -k image_tiles"),
+    # numerics
+    (BLOCKS, "d[j] = scale * simd::exp((z[j] - lse) - residual);", "d[j] = scale * simd::exp(z[j] - lse);", f"{ACCURACY} -k offset"),
+    (BLOCKS, "z_y == infinity || (z_y == -infinity && other_sum == 0)", "z_y == infinity", f"{EDGES} -k not_a_number"),
+    (BLOCKS, "softplus + (std::isnan(delta) ? delta : 0)", "softplus", f"{EDGES} -k not_a_number"),
+    (BLOCKS, "const double softplus = std::log1p(std::exp(-std::fabs(delta)));",
+     "const double softplus = std::log(1 + std::exp(-std::fabs(delta)));", f"{ACCURACY} -k confident"),
+    (ROW, "d_nll[row] * std::expm1(-nll[row])", "d_nll[row] * (std::exp(-nll[row]) - 1)", f"{ACCURACY} -k confident"),
+    (SOFT, "(residual - (z[j] - lse))", "(lse - z[j])", f"{ACCURACY} -k probabilities"),
+    (SOFT, "if (!std::isfinite(origin) && std::isfinite(top)) origin = top;", "origin = 0;", f"{ACCURACY} -k probabilities"),
+    (SIMD, "p = p * r + 1.0f / 120;", "p = p * r + 1.0f / 119;", f"{ACCURACY} -k exponential"),
+    (SIMD, "return x < lowest ? 0.0f : p", "return p", f"{EDGES} -k 'not_a_number or minus_infinity'"),
+    (SIMD, "p = p * s + 2.0f / 15;", "p = p * s + 2.0f / 16;", f"{ACCURACY} -k tanh"),
+    (SIMD, "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16", "u >> 16", f"{ACCURACY} -k rounded_once"),
+    (SIMD, "h = a < 0x38800000u ? subnormal : normal", "h = a < 0x38000000u ? subnormal : normal", f"{ACCURACY} -k rounded_once"),
+    (SIMD, "(magnitude | 0x7f800000u) : finite", "finite : finite", f"{EDGES} -k minus_infinity"),
+    # options
+    (ROW, "sum_of(weight, L.classes) * nll + deviation", "L.classes * nll + deviation", BUDGET),
+    (ROW, "times_map_slope(map, raw, d, n)", "times_map_slope(map, z, d, n)", f"{BUDGET} -k capped_rows"),
+    (SOFT, "(w == nullptr ? op_t(1) : w[j]) * (keep * t[j] + uniform)", "(w == nullptr ? op_t(1) : w[j]) * keep * t[j] + uniform", BUDGET),
+    # rows that are not to be read, memory that must be written
+    (ROW, "return d_nll[row] == 0 && d_lse[row] == 0 && (", "return false && (", f"{EDGES} -k 'zero_upstream or may_hold'"),
+    (GLUE, "out.nll[r] = out.lse[r] = out.residual[r] = 0;", "out.nll[r] = out.residual[r] = 0;", BITS),
+    (GLUE, "zero_row(D, r, d_in);", "continue;", BITS),
+    (TILE, "      if (!live[l])\n        for (int64_t j = 0; j < n; ++j) d[j * kLanes + l] = 0;", "      if (false) d[l] = 0;", EDGES),
+    (GLUE, "target[i] >= classes) && target[i] != ignore_index) return i", "target[i] > classes) && target[i] != ignore_index) return i",
+     f"{EDGES} -k invalid"),
+    # threads
+    (ROW, "  alignas(64) op_t scratch[kBlock];\n", "  static op_t scratch[kBlock];\n", f"{RUNTIME} -k threads"),
+]  # fmt: skip
+
+TRITON: list[tuple[str, str, str, str]] = []

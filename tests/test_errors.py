@@ -1,0 +1,182 @@
+"""Every documented message: one row per error, with the class and the full text."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nearlinear
+import pytest
+import torch
+from nearlinear import _checks, row_losses
+from nearlinear.logit_maps import SoftCap
+from torch.autograd import forward_ad
+
+
+class DTensor(torch.Tensor):
+    """Stands for torch's class of the same name, which needs a process group."""
+
+
+X, Y = torch.zeros(3, 5), torch.tensor([0, 1, 2])
+SOFT = torch.full((3, 5), 0.2)
+WEIGHT = torch.ones(5)
+
+
+def ce(input: Any = X, target: Any = Y, weight: Any = None, **options: Any) -> Callable[[], Any]:
+    return lambda: nearlinear.cross_entropy(input, target, weight, **options)
+
+
+FLOATS = "must be float32, float64, bfloat16 or float16, got"
+ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    # tensors
+    (ce(input=[1.0]), TypeError, "cross_entropy: input must be a Tensor, got list"),
+    (ce(target=3), TypeError, "cross_entropy: target must be a Tensor, got int"),
+    (ce(weight=[1.0]), TypeError, "cross_entropy: weight must be a Tensor, got list"),
+    (ce(sample_weight=1.0), TypeError, "cross_entropy: sample_weight must be a Tensor, got float"),
+    (ce(input=X.long()), TypeError, f"cross_entropy: input {FLOATS} torch.int64"),
+    (ce(weight=WEIGHT.int()), TypeError, f"cross_entropy: weight {FLOATS} torch.int32"),
+    (ce(sample_weight=Y), TypeError, f"cross_entropy: sample_weight {FLOATS} torch.int64"),
+    (ce(input=X.as_subclass(DTensor)), TypeError, "cross_entropy: input is a DTensor; pass input.full_tensor()"),
+    # dtype of the labels
+    (ce(target=Y.int()), TypeError, "cross_entropy: target must be int64 (or uint8), got torch.int32; use target.long()"),
+    (ce(target=Y.bool()), TypeError, "cross_entropy: target must be int64 (or uint8), got torch.bool; use target.long()"),
+    (
+        ce(target=Y.float()), TypeError,
+        "cross_entropy: target must be int64 (or uint8), got torch.float32; class probabilities need the shape (3, 5)",
+    ),
+    # shapes
+    (ce(input=torch.tensor(1.0)), ValueError, "cross_entropy: input must have shape (V,), (N, V) or (N, V, d1, ...), got ()"),
+    (ce(target=Y[:2]), ValueError, "cross_entropy: target must have shape (3,) for input of shape (3, 5), got (2,)"),
+    (ce(target=Y.repeat(2)), ValueError, "cross_entropy: target must have shape (3,) for input of shape (3, 5), got (6,)"),
+    (ce(target=Y[:, None]), ValueError, "cross_entropy: target must have shape (3,) for input of shape (3, 5), got (3, 1)"),
+    (ce(target=Y[0]), ValueError, "cross_entropy: target must have shape (3,) for input of shape (3, 5), got ()"),
+    (ce(input=X[0]), ValueError, "cross_entropy: target must have shape () for input of shape (5,), got (3,)"),
+    (ce(weight=WEIGHT[:4]), ValueError, "cross_entropy: weight must have shape (V,) with V=5, got (4,)"),
+    (ce(weight=WEIGHT[:0]), ValueError, "cross_entropy: weight must have shape (V,) with V=5, got (0,)"),
+    (ce(sample_weight=torch.ones(3, 1)), ValueError, "cross_entropy: sample_weight must have shape (3,), got (3, 1)"),
+    (
+        ce(weight=WEIGHT.to("meta")), ValueError,
+        "cross_entropy: weight must be on the device of input, cpu, got meta",
+    ),
+    (ce(target=Y.to("meta")), ValueError, "cross_entropy: target must be on the device of input, cpu, got meta"),
+    # labels out of range
+    (ce(target=Y + 3), IndexError, "cross_entropy: target[2] = 5 is out of range [0, 5) and is not ignore_index=-100"),
+    (ce(target=Y - 1, ignore_index=7), IndexError, "cross_entropy: target[0] = -1 is out of range [0, 5) and is not ignore_index=7"),
+    (ce(input=X[0], target=Y[2] + 3), IndexError, "cross_entropy: target = 5 is out of range [0, 5) and is not ignore_index=-100"),
+    (
+        ce(input=torch.zeros(2, 5, 2, 2), target=torch.tensor([[[0, 0], [0, 0]], [[0, 9], [0, 0]]])), IndexError,
+        "cross_entropy: target[1, 0, 1] = 9 is out of range [0, 5) and is not ignore_index=-100",
+    ),
+    (
+        ce(input=torch.zeros(2, 5, 2), target=torch.tensor([[0, 1], [8, 0]]), check_targets=True), IndexError,
+        "cross_entropy: target[1, 0] = 8 is out of range [0, 5) and is not ignore_index=-100",
+    ),
+    # options
+    (ce(reduction="avg"), ValueError, "cross_entropy: reduction must be one of ('none', 'mean', 'sum'), got 'avg'"),
+    (ce(label_smoothing=1.5), ValueError, "cross_entropy: label_smoothing must be in [0, 1], got 1.5"),
+    (ce(label_smoothing=-0.1), ValueError, "cross_entropy: label_smoothing must be in [0, 1], got -0.1"),
+    (ce(label_smoothing=float("nan")), ValueError, "cross_entropy: label_smoothing must be in [0, 1], got nan"),
+    (ce(z_loss=-1.0), ValueError, "cross_entropy: z_loss must be >= 0, got -1.0"),
+    (ce(softcap=0.0), ValueError, "SoftCap: cap must be > 0, got 0.0"),
+    (
+        ce(softcap=1.0, logit_map=SoftCap(1.0)), ValueError,
+        "cross_entropy: softcap must not be combined with logit_map; use one of them",
+    ),
+    (ce(logit_map=torch.tanh), TypeError, "cross_entropy: logit_map must be a LogitMap, got builtin_function_or_method"),
+    (
+        ce(row_loss="cee"), ValueError,
+        f"cross_entropy: row_loss must be a RowLoss or one of {sorted(row_losses.ROW_LOSSES)}, got 'cee'",
+    ),
+    (ce(target=SOFT, row_loss="gce"), ValueError, "cross_entropy: row_loss must be 'ce' with class probabilities, got 'gce'"),
+    (
+        ce(target=SOFT, ignore_index=2), ValueError,
+        "cross_entropy: ignore_index must be negative with class probabilities (it has no effect there), got 2",
+    ),
+    (ce(row_loss="mae", label_smoothing=0.1), ValueError, "cross_entropy: label_smoothing must be 0 with row_loss='mae', got 0.1"),
+    (ce(reduction="sum", normalizer=3), ValueError, "cross_entropy: normalizer must be None unless reduction='mean', got reduction='sum'"),
+    # derivatives that do not exist
+    (
+        ce(weight=WEIGHT.clone().requires_grad_()), NotImplementedError,
+        "cross_entropy: no gradient for weight, as in torch; pass weight.detach(), or weigh rows by sample_weight",
+    ),
+    # records
+    (lambda: row_losses.CompSum(-1.0), ValueError, "CompSum: tau must be >= 0, got -1.0"),
+    (lambda: row_losses.GCE(0.0), ValueError, "GCE: q must be in (0, 1], got 0.0"),
+    (lambda: row_losses.GCE(1.5), ValueError, "GCE: q must be in (0, 1], got 1.5"),
+    (lambda: row_losses.TruncatedGCE(2.0), ValueError, "TruncatedGCE: q must be in (0, 1], got 2.0"),
+    (lambda: row_losses.TruncatedGCE(0.7, 1.0), ValueError, "TruncatedGCE: k must be in (0, 1), got 1.0"),
+    (lambda: row_losses.Focal(-0.5), ValueError, "Focal: gamma must be >= 0, got -0.5"),
+    (lambda: row_losses.Floored(0.0), ValueError, "Floored: a must be > 0, got 0.0"),
+    (lambda: row_losses.SymmetricCE(A=0.0), ValueError, "SymmetricCE: A must be < 0, got 0.0"),
+    # modules name themselves
+    (
+        lambda: nearlinear.GCELoss(reduction="avg"), ValueError,
+        "GCELoss: reduction must be one of ('none', 'mean', 'sum'), got 'avg'",
+    ),
+    (
+        lambda: nearlinear.CrossEntropyLoss(row_loss=3), ValueError,
+        f"CrossEntropyLoss: row_loss must be a RowLoss or one of {sorted(row_losses.ROW_LOSSES)}, got 3",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "text"), ROWS, ids=[text.replace("cross_entropy: ", "")[:50] for _, _, text in ROWS])
+def test_message(call: Callable[[], Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert type(caught.value) is error
+    assert str(caught.value) == text
+
+
+FORWARD_MODE = "cross_entropy: forward-mode AD is not implemented; use nearlinear.reference with the same arguments, or reverse mode"
+
+
+def test_forward_mode_is_refused() -> None:
+    for name in ("input", "weight", "sample_weight"):
+        arguments = {"input": X, "target": Y, "weight": WEIGHT, "sample_weight": torch.ones(3)}
+        with forward_ad.dual_level():
+            arguments[name] = forward_ad.make_dual(arguments[name], torch.ones_like(arguments[name]))
+            with pytest.raises(NotImplementedError) as caught:
+                nearlinear.cross_entropy(**arguments)
+        assert str(caught.value) == FORWARD_MODE
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(lambda x: nearlinear.cross_entropy(x, Y), (X,), (X,))
+
+
+def test_op_messages() -> None:
+    """The ops check what their callers could get wrong, in the same format."""
+    op, soft = torch.ops.nearlinear.logit_stats, torch.ops.nearlinear.soft_logit_stats
+    for call, text in (
+        (lambda: op(X[0], Y, None, -100, "identity", [], False), "input must have shape (N, V) or (N, V, P), got 1 dimensions"),
+        (lambda: op(X, Y[:2], None, -100, "identity", [], False), "target must have one label per row, 3, got 2"),
+        (lambda: op(X, Y.int(), None, -100, "identity", [], False), "target must be int64"),
+        (lambda: op(X, Y, None, -100, "tanh", [1.0], False), "logit_map must be identity, scale or soft_cap, got tanh"),
+        (lambda: op(X, Y, None, -100, "scale", [], False), "map_params has the wrong length for logit_map=scale"),
+        (lambda: op(X, Y, WEIGHT.double(), -100, "identity", [], True), "weight must have the dtype of the statistics"),
+        (lambda: op(X, Y, WEIGHT[:4], -100, "identity", [], True), "weight must be contiguous with shape (V,)"),
+        (lambda: op(X.int(), Y, None, -100, "identity", [], False), "input must be float32, float64, bfloat16 or float16"),
+        (lambda: soft(X, SOFT[:2], None, 0.0, "identity", []), "target must have the shape of input"),
+    ):
+        with pytest.raises(RuntimeError, match="logit_stats: ") as caught:
+            call()
+        assert str(caught.value).splitlines()[0].endswith(text), text
+
+
+def literals(node: ast.AST) -> list[str]:
+    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+@pytest.mark.parametrize("module", [nearlinear.cross_entropy, _checks.require, row_losses.RowLoss, SoftCap], ids=lambda m: m.__module__)
+def test_the_table_is_complete(module: Any) -> None:
+    """Every raise and every requirement in the source has a row: the longest literal piece of its text occurs in one."""
+    tree = ast.parse(Path(inspect.getsourcefile(module)).read_text())
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("require")]
+    raised = [n.exc for n in ast.walk(tree) if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)]
+    texts = [max(found, key=len) for node in calls + raised if (found := literals(node))]
+    assert texts
+    shown = " ".join([text for _, _, text in ROWS] + [FORWARD_MODE])
+    missing = [text for text in texts if text.split("; ")[-1].strip() not in shown]
+    assert not missing
