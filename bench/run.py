@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import os
+import shlex
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
@@ -156,7 +157,7 @@ def _head(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]
         state = {"commit": arguments.commit, "dirty": None}
     return {
         "schema": 1,
-        "command": "python -m nearlinear " + " ".join(sys.argv[1:]),
+        "command": "python -m nearlinear " + shlex.join(arguments.words),
         "time_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "smoke": arguments.smoke,
         "nearlinear": {"version": _C.build_info()["version"], **state, "build_info": _C.build_info()},

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_arguments(commands.add_parser("bench", help="time and memory beside eager and torch.compile", **_examples(run.EXAMPLES)))
     plot.add_arguments(commands.add_parser("plot", help="pictures from stored results", **_examples(plot.EXAMPLES)))
     arguments = parser.parse_args(argv)
+    arguments.words = sys.argv[1:] if argv is None else list(argv)
     code: int = arguments.execute(arguments)
     return code
 

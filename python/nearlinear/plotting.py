@@ -23,7 +23,7 @@ STYLES = [
     )
 ]
 HATCHES = ("", "//", "..", "xx", "--", "\\\\", "++")
-QUANTITIES = {"time": "time in ms", "memory": "peak memory above the inputs in MB", "roofline": "% of the machine's limit"}
+QUANTITIES = {"time": "time in ms", "memory": "peak memory above the inputs in MB", "roofline": "% of the machine's limit (same run)"}
 PASSES = {"fwd": "forward", "full": "forward + backward"}
 
 Document = Mapping[str, Any]
@@ -42,7 +42,7 @@ def plot_scaling(results: Document, *, quantity: str = "time", case: str | None 
     series: dict[str, list[Row]] = {}
     for row in rows:
         series.setdefault(f"{row['impl']} {row['dtype']}", []).append(row)
-    top = max(_value(row, quantity) or 0 for row in rows)
+    top = 1.8 * max(_value(row, quantity) or 0 for row in rows)
     for style, (name, found) in zip(STYLES * 3, series.items(), strict=False):
         good = sorted((row for row in found if _value(row, quantity)), key=lambda row: row["sizes"][letter])
         x = [row["sizes"][letter] for row in good]
@@ -60,7 +60,7 @@ def plot_scaling(results: Document, *, quantity: str = "time", case: str | None 
     ax.set(xscale="log", yscale="log", xlabel=letter, ylabel=QUANTITIES[quantity])
     ax.set_title(f"{rows[0]['op']}, {rows[0]['case']}: {PASSES[which]}")
     ax.grid(visible=True, which="major", alpha=0.3)
-    ax.legend(fontsize=8)
+    _legend(ax)
     return _stamp(ax, results)
 
 
@@ -74,25 +74,25 @@ def scaling_rows(results: Document, which: str = "full") -> list[Row]:
 
 
 def plot_bars(results: Document, *, quantity: str = "time", which: str = "full", ax: Any = None) -> Any:
-    """Time, peak memory or share of the machine's limit of every case, one bar per implementation, with the figure beside it."""
-    rows = [row for row in results["rows"] if row["pass"] == which]
+    """Every case, one bar per implementation with its figure beside it. Times are drawn as multiples of ours, the rest as they are."""
+    rows = [row for row in results["rows"] if row["pass"] == which and row["status"] != "unsupported"]
     cases = list(dict.fromkeys(_case(row) for row in rows))
-    names = list(dict.fromkeys(row["impl"] for row in rows if row["status"] != "unsupported"))
-    ax = _axes(ax, height=1.2 + 0.25 * len(cases) * (len(names) + 1))
+    names = list(dict.fromkeys(row["impl"] for row in rows))
+    ours = {_case(row): _value(row, "time") for row in rows if row["impl"] == "ours"} if quantity == "time" else {}
+    ax = _axes(ax, height=1.0 + 0.22 * (len(rows) + len(cases)))
+    order = {id(row): i + k for k, case in enumerate(cases) for i, row in enumerate(rows) if _case(row) == case}
     for i, name in enumerate(names):
-        found = {_case(row): row for row in rows if row["impl"] == name and row["status"] != "unsupported"}
-        places = [k * (len(names) + 1) + i for k, case in enumerate(cases) if case in found]
-        values = [_value(found[case], quantity) or 0.0 for case in cases if case in found]
-        bars = ax.barh(places, values, label=name, color=STYLES[i % 7]["color"], hatch=HATCHES[i % 7], alpha=0.85, edgecolor="white")
-        texts = [_label(found[case], quantity) for case in cases if case in found]
-        ax.bar_label(bars, texts, padding=3, fontsize=7)
-    ax.set_yticks([k * (len(names) + 1) + (len(names) - 1) / 2 for k in range(len(cases))], cases, fontsize=8)
+        found = [row for row in rows if row["impl"] == name]
+        values = [(_value(row, quantity) or 0.0) / (ours.get(_case(row)) or 1.0) for row in found]
+        style = {"color": STYLES[i % 7]["color"], "hatch": HATCHES[i % 7], "edgecolor": "white", "alpha": 0.85}
+        bars = ax.barh([order[id(row)] for row in found], values, label=name, **style)
+        ax.bar_label(bars, [_label(row, quantity) for row in found], padding=3, fontsize=7)
+    middles = [[order[id(row)] for row in rows if _case(row) == case] for case in cases]
+    ax.set_yticks([sum(places) / len(places) for places in middles], cases, fontsize=8)
     ax.invert_yaxis()
-    ax.set(xlabel=QUANTITIES[quantity], title=PASSES[which])
-    if quantity != "roofline":
-        ax.set_xscale("log")
-    ax.margins(x=0.15)
-    ax.legend(fontsize=8)
+    ax.set(xlabel="time / time of ours (figures: ms)" if quantity == "time" else QUANTITIES[quantity], title=PASSES[which])
+    ax.margins(x=0.12)
+    _legend(ax)
     return _stamp(ax, results)
 
 
@@ -114,7 +114,7 @@ def plot_gradient_error(results: Document, *, ax: Any = None) -> Any:
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel="relative error against float64", title="error of loss and gradient")
     ax.grid(visible=True, axis="x", alpha=0.3)
-    ax.legend(fontsize=7, ncols=2)
+    _legend(ax)
     return _stamp(ax, results)
 
 
@@ -143,13 +143,18 @@ def _axes(ax: Any, height: float = 4.5) -> Any:
     return plt.subplots(figsize=(8, height), layout="constrained")[1]
 
 
+def _legend(ax: Any) -> None:
+    """Beside the axes: no place inside is free of data for every file."""
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+
+
 def _stamp(ax: Any, results: Document) -> Any:
     """Version, commit and machine in the corner: a picture that is passed around says where it is from."""
     near = results["nearlinear"]
     commit = (near["commit"] or "unknown commit")[:9] + ("+" if near["dirty"] else "")
     place = results["gpu"]["name"] if results.get("gpu") else results["host"]["cpu"] if "host" in results else ""
     text = f"nearlinear {near['version']} {commit} {place}".rstrip() + (" SMOKE RUN" if results.get("smoke") else "")
-    ax.text(1.0, -0.02, text, transform=ax.figure.transFigure, ha="right", va="top", fontsize=6, color="0.4")
+    ax.text(0.995, 0.003, text, transform=ax.figure.transFigure, ha="right", va="bottom", fontsize=6, color="0.4")
     return ax
 
 
