@@ -24,7 +24,7 @@ for argument in "$@"; do
   esac
 done
 
-TOTAL=540 # seconds for everything; the limits below add up to less
+TOTAL=540 # seconds for everything; the limits below add up to it
 FAILED=0
 STEPS="" TOOLS=""
 mkdir -p "$OUT"
@@ -92,7 +92,7 @@ sanitize() {
       STATUS=skipped REASON="compute-sanitizer is not on PATH" TOOK=0
     else
       # torch's caching allocator would hide overruns inside its blocks
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited 30 compute-sanitizer --tool $tool --error-exitcode 9 "$PYTHON" -m nearlinear env --device cuda
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited 45 compute-sanitizer --tool $tool --error-exitcode 9 "$PYTHON" -m nearlinear env --device cuda
     fi
     case $STATUS in ok | skipped) ;; *) FAILED=1 ;; esac
     record "sanitize $tool" "$STATUS" "$TOOK" "$REASON"
@@ -128,14 +128,14 @@ if [ "$STATUS" != ok ]; then
 fi
 step warm-up 30 "$PYTHON" -m nearlinear bench --smoke --quiet --device "$DEVICE" --baselines none
 
-if wanted tests; then step tests 170 bash -c gpu_tests; fi
+if wanted tests; then step tests 160 bash -c gpu_tests; fi
 if wanted sanitize; then sanitize; fi
 if wanted bench; then
   options=(--quiet --device "$DEVICE" --json "$OUT/bench.json")
   [ -f "$OUT/junit.xml" ] && options+=(--tests "$OUT/junit.xml")
   [ -n "${NEARLINEAR_COMMIT:-}" ] && options+=(--commit "$NEARLINEAR_COMMIT")
-  if [ "$DRY" = 1 ]; then options+=(--smoke --baselines eager); else options+=(--seconds 2 --deadline 85); fi
-  step bench 120 "$PYTHON" -m nearlinear bench "${options[@]}"
+  if [ "$DRY" = 1 ]; then options+=(--smoke --baselines eager); else options+=(--seconds 2 --deadline 70); fi
+  step bench 110 "$PYTHON" -m nearlinear bench "${options[@]}"
   [ -f "$OUT/bench.json" ] && nearlinear bench --from "$OUT/bench.json" --markdown
 fi
 [ -f "$OUT/junit.xml" ] && grep -o '<testsuite [^>]*' "$OUT/junit.xml" | grep -oE ' (errors|failures|skipped|tests)="[0-9]+"' | tr -d '\n' && echo

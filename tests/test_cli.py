@@ -100,7 +100,7 @@ def test_implementations_name_files_that_exist():
 
 
 def test_a_triton_launcher_decides_who_serves_cuda(monkeypatch):
-    monkeypatch.setattr(implementations, "_triton_launchers", lambda family: {"logit_stats"})
+    monkeypatch.setattr(implementations, "_triton_launchers", lambda family: {"logit_stats": "cross_entropy.py"})
     monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda name: None)
     entry = next(e for e in implementations.implementations() if (e.op, e.key) == ("logit_stats", "CUDA"))
     assert entry.file == "triton_kernels/cross_entropy.py"

@@ -14,7 +14,7 @@ import torch
 from . import _C
 from ._version import __version__
 
-__all__ = ["arch_fit", "git_state", "gpus", "host", "source_root", "versions"]
+__all__ = ["arch_fit", "git_state", "gpus", "host", "sm_clock_mhz", "source_root", "versions"]
 
 
 def source_root() -> Path | None:
@@ -91,9 +91,9 @@ def arch_fit(archs: str, capability: tuple[int, int]) -> str:
 
 
 def sm_clock_mhz() -> int | None:
-    """Current clock of the first GPU."""
+    """Current clock of the first GPU; None where the driver does not tell."""
     text = _smi("clocks.sm")
-    return int(text.split()[0]) if text else None
+    return int(text.split()[0]) if text and text[0].isdigit() else None
 
 
 def _smi(field: str) -> str | None:

@@ -1,7 +1,7 @@
 """Which code serves which op on which device: the only introspection of the package.
 
 The dispatcher says what is registered; the layout of the source tree says what it is: ``csrc/cpu/FAMILY.cpp`` for CPU, and for CUDA
-``triton_kernels/FAMILY.py`` if that file defines a launcher of the op's name, else ``csrc/cuda/FAMILY.cu``.
+``triton_kernels/FAMILY*.py`` if one of these files defines a launcher of the op's name, else ``csrc/cuda/FAMILY.cu``.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def implementations() -> list[Implementation]:
 
 def _find(op: str, key: str) -> Implementation:
     family = family_of(op)
+    launchers = _triton_launchers(family)
     if key == "CPU":
         file, kind, reason = f"csrc/cpu/{family}.cpp", "C++", ""
-    elif op in _triton_launchers(family):
-        file, kind = f"triton_kernels/{family}.py", "Triton"
+    elif op in launchers:
+        file, kind = f"triton_kernels/{launchers[op]}", "Triton"
         # a raising stand-in is registered where Triton is absent, so the dispatcher alone cannot tell
         reason = "" if importlib.util.find_spec("triton") else "Triton is not installed (pip install triton)"
     else:
@@ -70,12 +71,14 @@ def _no_cuda_build() -> str:
     return "" if info["cuda_version"] else f"built without CUDA: {info['cuda_skipped']}"
 
 
-def _triton_launchers(family: str) -> set[str]:
-    """Top-level functions of the family's Triton file, read without importing Triton."""
+def _triton_launchers(family: str) -> dict[str, str]:
+    """Top-level functions of the family's Triton files, and the file of each, read without importing Triton."""
     package = importlib.util.find_spec("nearlinear.triton_kernels")
     assert package is not None
     assert package.origin is not None
-    path = Path(package.origin).with_name(f"{family}.py")
-    if not path.exists():
-        return set()
-    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name: path.name
+        for path in sorted(Path(package.origin).parent.glob(f"{family}*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
