@@ -100,21 +100,24 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-# classes up to which a tile serves, for classes contiguous (or as close as anything is); 16 or 8 elements a thread
-ROW_TILES = ((16, Tile(128, 16, 64, 4)), (64, Tile(32, 64, 256, 4)), (2048, Tile(8, 256, 1024, 8)))
+# classes up to which a tile serves, where classes are contiguous or as close as anything is. 4 or 8 elements a thread: up to 16 bytes of a
+# half dtype, and with an int64 address for each no registers spill
+ROW_TILES = ((16, Tile(64, 16, 64, 8)), (64, Tile(16, 64, 256, 4)), (2048, Tile(8, 256, 1024, 8)))
 LONG_TILE = Tile(1, 2048, 8192, 8)
 # rows contiguous and classes strided: the longer a run of rows, the fewer cache lines are read in part
-LANE_TILE = Tile(512, 4, 64, 4)
-LANE_TILE_FROM = 128  # lanes; below, a tile of few rows wastes less
+LANE_TILE = Tile(256, 4, 64, 4)
+LANE_TILE_FROM = 64  # lanes; with fewer, most of the tile would be masked
 
 
-def choose_tile(rows: Rows, num_classes: int) -> tuple[Tile, int, int]:
-    """Tile by shape and strides only, its number per group of rows, and chunks of classes; the first tensor's strides count."""
+def choose_tile(rows: Rows, num_classes: int, dtype: torch.dtype) -> tuple[Tile, int, int]:
+    """Tile by shape, strides and dtype only, its number per group of rows, and chunks of classes; the first tensor's strides count."""
     _, stride_v, stride_l = rows.strides[0]
     if 0 < stride_l < stride_v and rows.lanes > 1:
         tile = LANE_TILE if rows.lanes >= LANE_TILE_FROM else ROW_TILES[1][1]
     else:
         tile = next((tile for limit, tile in ROW_TILES if num_classes <= limit), LONG_TILE)
+    if dtype == torch.float64:  # two registers an element
+        tile = tile._replace(BN=tile.BN // 2) if tile.BN > 1 else tile._replace(BV=tile.BV // 2)
     return tile, triton.cdiv(rows.lanes, tile.BN), triton.cdiv(num_classes, tile.CHUNK)
 
 

@@ -108,7 +108,7 @@ def logit_stats_fwd_kernel(
         j = i_v + tl.arange(0, BV)  # [BV]
         m = live[:, None] & (j < V)[None, :]  # [BN, BV]
         a = tl.load(p_row[:, None] + j.to(tl.int64)[None, :] * stride_iv, mask=m, other=0).to(op)
-        z, _ = MAP(a, param)
+        z, _slope = MAP(a, param)
         if p_spread is not None:
             term = z_y[:, None] - z
             if p_weight is not None:
@@ -156,9 +156,9 @@ def logit_stats_bwd_kernel(
         rest += d_spread * weight_sum
     live &= nonzero
     y = tl.where(live, label, -1).to(tl.int32)  # [BN]
-    nll = tl.load(p_nll + i_n, mask=live, other=0)
-    lse = tl.load(p_lse + i_n, mask=live, other=0)
-    lost = tl.load(p_residual + i_n, mask=live, other=0)
+    nll = tl.load(p_nll + i_n, mask=m_n, other=0)
+    lse = tl.load(p_lse + i_n, mask=m_n, other=0)
+    lost = tl.load(p_residual + i_n, mask=m_n, other=0)
     at_target = rest * tl.exp(-nll) + d_nll * expm1(-nll)  # p_y - 1 is never formed
     p_row = p_input + i_o * stride_io + i_l * stride_il  # [BN]
     p_d_row = p_d_input + i_o * stride_do + i_l * stride_dl  # [BN]
@@ -232,7 +232,7 @@ def logit_stats(
     shape, dtype = [input.shape[0], *input.shape[2:]], statistics_dtype(input)
     nll, lse, residual, deviation = (torch.empty(s, dtype=dtype, device=input.device) for s in [shape] * 3 + [shape if spread else [0]])
     rows = layout_rows(input)
-    tile, tiles, _ = choose_tile(rows, num_classes)
+    tile, tiles, _ = choose_tile(rows, num_classes, input.dtype)
     function, *params = map_arguments(logit_map, map_params)
     arguments = (
         input, labels, weight, None if weight is None else weight.sum(), nll, lse, deviation if spread else None, residual,
@@ -253,7 +253,7 @@ def logit_stats_backward(
     d_nll, d_lse, nll, lse, residual = row_values(op, input, d_nll, d_lse, nll, lse, lse_residual)
     d_input = torch.empty_like(input)
     rows = layout_rows(input, d_input)
-    tile, tiles, chunks = choose_tile(rows, num_classes)
+    tile, tiles, chunks = choose_tile(rows, num_classes, input.dtype)
     function, *params = map_arguments(logit_map, map_params)
     arguments = (
         d_nll, d_lse, row_values(op, input, d_spread)[0] if spread else None, input, labels, weight,

@@ -52,7 +52,7 @@ def soft_logit_stats_fwd_kernel(
     for i_v in range(0, V, BV):
         o_v = (i_v + tl.arange(0, BV)).to(tl.int64)[None, :]  # [1, BV]
         m = m_n[:, None] & (o_v < V)  # [BN, BV]
-        z, _ = MAP(tl.load(p_row[:, None] + o_v * stride_iv, mask=m, other=0).to(op), param)
+        z, _slope = MAP(tl.load(p_row[:, None] + o_v * stride_iv, mask=m, other=0).to(op), param)
         c, _ = coefficients(p_t_row, p_weight, o_v, stride_tv, m, keep, uniform, V, op)
         before = top
         top, total = online_add(tl.where(m, z, -infinity), top, total)
@@ -88,9 +88,9 @@ def soft_logit_stats_bwd_kernel(
     d_xent = tl.load(p_d_xent + i_n, mask=m_n, other=0)
     d_lse = tl.load(p_d_lse + i_n, mask=m_n, other=0)
     live = m_n & ((d_xent != 0) | (d_lse != 0))
-    lse = tl.load(p_lse + i_n, mask=live, other=0)
-    lost = tl.load(p_residual + i_n, mask=live, other=0)
-    rise = d_xent * tl.load(p_mass + i_n, mask=live, other=0) + d_lse
+    lse = tl.load(p_lse + i_n, mask=m_n, other=0)
+    lost = tl.load(p_residual + i_n, mask=m_n, other=0)
+    rise = d_xent * tl.load(p_mass + i_n, mask=m_n, other=0) + d_lse
     p_row = p_input + i_o * stride_io + i_l * stride_il  # [BN]
     p_t_row = p_target + i_o * stride_to + i_l * stride_tl  # [BN]
     p_d_row = p_d_input + i_o * stride_do + i_l * stride_dl  # [BN]
@@ -126,7 +126,7 @@ def soft_logit_stats(
     shape, dtype = [input.shape[0], *input.shape[2:]], statistics_dtype(input)
     xent, lse, residual, mass = (torch.empty(shape, dtype=dtype, device=input.device) for _ in range(4))
     rows = layout_rows(input, target)
-    tile, tiles, _ = choose_tile(rows, num_classes)
+    tile, tiles, _ = choose_tile(rows, num_classes, input.dtype)
     function, *params = map_arguments(logit_map, map_params)
     arguments = (
         input, target, weight, xent, lse, residual, mass, num_classes, rows.lanes, tiles, *rows.strides[0], *rows.strides[1],
@@ -148,7 +148,7 @@ def soft_logit_stats_backward(
     d_input = torch.empty_like(input)
     d_target = torch.empty_like(target) if target_gradient else target.new_empty([0])
     rows = layout_rows(input, target, d_input, d_target if target_gradient else d_input)
-    tile, tiles, chunks = choose_tile(rows, num_classes)
+    tile, tiles, chunks = choose_tile(rows, num_classes, input.dtype)
     function, *params = map_arguments(logit_map, map_params)
     arguments: tuple[Any, ...] = (
         d_xent, d_lse, input, target, weight, lse, residual, mass, d_input, d_target if target_gradient else None,
