@@ -126,9 +126,7 @@ def main(capability: int, report: Callable[[str], None]) -> None:
     kernels: list[Any] = []
 
     def compile_only(kernel: Any, programs: int, input: Any, arguments: Any, num_warps: int, **constants: Any) -> None:
-        kernels.append(
-            kernel.warmup(*arguments, grid=(programs,), num_warps=num_warps, num_stages=1, enable_fp_fusion=True, **constants)
-        )
+        kernels.append(kernel.warmup(*arguments, grid=(programs,), num_warps=num_warps, num_stages=1, enable_fp_fusion=True, **constants))
 
     cross_entropy.launch = cross_entropy_soft.launch = compile_only
     for op in ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward"):

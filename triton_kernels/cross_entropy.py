@@ -191,7 +191,8 @@ def check(ok: bool, op: str, text: str) -> None:
         raise RuntimeError(f"{op}: {text}")
 
 
-def check_logits(op: str, input: Tensor, weight: Tensor | None, logit_map: str, map_params: list[float]) -> None:
+def check_logits(op: str, input: Tensor, weight: Tensor | None, logit_map: str, map_params: list[float]) -> int:
+    """Number of classes."""
     check(input.dim() in (2, 3), op, f"input must have shape (N, V) or (N, V, P), got {input.dim()} dimensions")
     floating = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     check(input.dtype in floating, op, "input must be float32, float64, bfloat16 or float16")
@@ -201,6 +202,7 @@ def check_logits(op: str, input: Tensor, weight: Tensor | None, logit_map: str, 
     if weight is not None:
         check(weight.dtype == statistics_dtype(input), op, "weight must have the dtype of the statistics")
         check(weight.shape == input.shape[1:2] and weight.is_contiguous(), op, "weight must be contiguous with shape (V,)")
+    return input.shape[1]
 
 
 def check_labels(op: str, input: Tensor, target: Tensor) -> Tensor:
@@ -225,8 +227,8 @@ def map_arguments(logit_map: str, map_params: list[float]) -> tuple[Any, float, 
 def logit_stats(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, logit_map: str, map_params: list[float], spread: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    op, num_classes = "logit_stats", input.shape[1]
-    check_logits(op, input, weight, logit_map, map_params)
+    op = "logit_stats"
+    num_classes = check_logits(op, input, weight, logit_map, map_params)
     labels = check_labels(op, input, target)
     weight = weight if spread else None
     shape, dtype = [input.shape[0], *input.shape[2:]], statistics_dtype(input)
@@ -246,8 +248,8 @@ def logit_stats_backward(
     d_nll: Tensor, d_lse: Tensor, d_spread: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, nll: Tensor, lse: Tensor,
     lse_residual: Tensor, ignore_index: int, logit_map: str, map_params: list[float], spread: bool,
 ) -> Tensor:  # fmt: skip
-    op, num_classes = "logit_stats_backward", input.shape[1]
-    check_logits(op, input, weight, logit_map, map_params)
+    op = "logit_stats_backward"
+    num_classes = check_logits(op, input, weight, logit_map, map_params)
     labels = check_labels(op, input, target)
     weight = weight if spread else None
     d_nll, d_lse, nll, lse, residual = row_values(op, input, d_nll, d_lse, nll, lse, lse_residual)

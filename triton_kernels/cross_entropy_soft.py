@@ -120,8 +120,8 @@ def check_probabilities(op: str, input: Tensor, target: Tensor) -> None:
 def soft_logit_stats(
     input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, logit_map: str, map_params: list[float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    op, num_classes = "soft_logit_stats", input.shape[1]
-    check_logits(op, input, weight, logit_map, map_params)
+    op = "soft_logit_stats"
+    num_classes = check_logits(op, input, weight, logit_map, map_params)
     check_probabilities(op, input, target)
     shape, dtype = [input.shape[0], *input.shape[2:]], statistics_dtype(input)
     xent, lse, residual, mass = (torch.empty(shape, dtype=dtype, device=input.device) for _ in range(4))
@@ -141,8 +141,8 @@ def soft_logit_stats_backward(
     d_xent: Tensor, d_lse: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, lse_residual: Tensor, mass: Tensor,
     label_smoothing: float, logit_map: str, map_params: list[float], target_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    op, num_classes = "soft_logit_stats_backward", input.shape[1]
-    check_logits(op, input, weight, logit_map, map_params)
+    op = "soft_logit_stats_backward"
+    num_classes = check_logits(op, input, weight, logit_map, map_params)
     check_probabilities(op, input, target)
     d_xent, d_lse, lse, residual, mass = row_values(op, input, d_xent, d_lse, lse, lse_residual, mass)
     d_input = torch.empty_like(input)
