@@ -167,3 +167,22 @@ def test_errors(change: dict[str, Any], text: str) -> None:
     }  # fmt: skip
     with pytest.raises(RuntimeError, match=text):
         cross_entropy.logit_stats(**(arguments | change))
+
+
+def test_the_cuda_key_leads_to_the_launchers() -> None:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    input, target = torch.randn(3, 4), torch.tensor([0, 3, IGNORE])
+    ops = torch.ops.nearlinear
+    got = ops.logit_stats.default.redispatch(keys, input, target, None, IGNORE, *IDENTITY, True)
+    want = cross_entropy.logit_stats(input, target, None, IGNORE, *IDENTITY, True)
+    assert all(map(torch.equal, got, want))
+    rest = (input, target, None, got[0], got[1], got[3], IGNORE, *IDENTITY, True)
+    assert torch.equal(
+        ops.logit_stats_backward.default.redispatch(keys, *got[:3], *rest), cross_entropy.logit_stats_backward(*got[:3], *rest)
+    )
+    soft = torch.rand(3, 4)
+    got = ops.soft_logit_stats.default.redispatch(keys, input, soft, None, 0.1, *IDENTITY)
+    assert all(map(torch.equal, got, cross_entropy_soft.soft_logit_stats(input, soft, None, 0.1, *IDENTITY)))
+    rest = (*got[:2], input, soft, None, *got[1:], 0.1, *IDENTITY, True)
+    pair = ops.soft_logit_stats_backward.default.redispatch(keys, *rest)
+    assert all(map(torch.equal, pair, cross_entropy_soft.soft_logit_stats_backward(*rest)))
