@@ -7,6 +7,7 @@ namespace nearlinear {
 template <typename op_t>
 struct RowOutputs {
   op_t *nll, *lse, *spread, *residual;
+  double weight_sum;  // sum of the class weights, or V
 };
 
 template <typename op_t>
@@ -45,8 +46,8 @@ void forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t*
     const int64_t n = std::min(kBlock, L.classes - begin);
     const int64_t k = y - begin, offset = base + begin * L.stride_v;
     const bool has_target = k >= 0 && k < n;
-    const op_t* z = scratch;
-    if (!has_target && out.spread == nullptr && in.pairs(L.stride_v, n)) {
+    const op_t *z = scratch, *w = weight == nullptr ? nullptr : weight + begin;
+    if (!has_target && w == nullptr && in.pairs(L.stride_v, n)) {
       in.load_pairs(offset, n, scratch);
     } else {
       z = in.read(offset, L.stride_v, n, scratch);
@@ -56,19 +57,19 @@ void forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t*
       map_values(map, scratch, n);
       z = scratch;
     }
-    if (out.spread != nullptr) deviation += sum_deviation(z, weight == nullptr ? nullptr : weight + begin, n, z_y);
-    if (has_target) {
-      others.add(z, k);
-      others.add(z + k + 1, n - k - 1);
-    } else {
-      others.add(z, n);
-    }
+    // the target's own deviation is 0; it splits its block
+    const auto add = [&](int64_t from, int64_t count) {
+      if (out.spread == nullptr) return others.add(z + from, count);
+      others.add(z + from, count, w == nullptr ? nullptr : w + from, z_y, &deviation);
+    };
+    add(0, has_target ? k : n);
+    if (has_target) add(k + 1, n - k - 1);
   }
   row_statistics(z_y, static_cast<op_t>(others.shift), static_cast<op_t>(others.sum), out.nll + row, out.lse + row, out.residual + row);
   if (out.spread == nullptr) return;
   // sum_j w_j (lse - z_j) with the common offset removed before the sum; z_y = -inf leaves an infinite term whatever the rest is
   const double nll = out.nll[row];
-  out.spread[row] = static_cast<op_t>(nll == simd::infinity<double> ? nll : sum_of(weight, L.classes) * nll + deviation);
+  out.spread[row] = static_cast<op_t>(nll == simd::infinity<double> ? nll : out.weight_sum * nll + deviation);
 }
 
 template <typename op_t, typename map_t>
@@ -83,7 +84,7 @@ void backward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t
   for (int64_t begin = 0; begin < L.classes; begin += kBlock) {
     const int64_t n = std::min(kBlock, L.classes - begin), offset = base + begin * L.stride_v, d_offset = d_base + begin * D.stride_v;
     const op_t* w = weight == nullptr ? nullptr : weight + begin;
-    const bool pairs = spread == 0 && in.pairs(L.stride_v, n) && d_in.pairs(D.stride_v, n);
+    const bool pairs = (spread == 0 || w == nullptr) && in.pairs(L.stride_v, n) && d_in.pairs(D.stride_v, n);
     if (pairs) in.load_pairs(offset, n, a);
     const op_t *raw = pairs ? a : in.read(offset, L.stride_v, n, a), *z = raw;
     if constexpr (mapped) {

@@ -146,7 +146,7 @@ void forward_tile(const Logits& L, const Lanes& G, const Blocks<op_t>& in, map_t
     lane_targets(y, R.lanes, ignore_index, begin, n, k);
     accumulate_tile(tile, n, k, s);
   }
-  finish_tile(s, static_cast<op_t>(sum_of(weight, L.classes)), nll, lse, residual, spread);
+  finish_tile(s, static_cast<op_t>(out.weight_sum), nll, lse, residual, spread);
   for (int64_t l = 0; l < R.lanes; ++l) {
     const bool kept = y[l] != ignore_index;
     const int64_t r = R.row + l;

@@ -51,17 +51,19 @@ NL_CLONES op_t sum_exp_max(const op_t* __restrict z, int64_t n, op_t shift, op_t
   return s;
 }
 
-// sum_j w_j (shift - z_j)
-template <typename op_t>
-NL_CLONES op_t sum_deviation(const op_t* __restrict z, const op_t* __restrict w, int64_t n, op_t shift) {
-  op_t s = 0;
-  if (w == nullptr) {
-#pragma omp simd reduction(+ : s)
-    for (int64_t j = 0; j < n; ++j) s += shift - z[j];
-  } else {
-#pragma omp simd reduction(+ : s)
-    for (int64_t j = 0; j < n; ++j) s += w[j] * (shift - z[j]);
+// sum_exp_max, and sum_j w_j (origin - z_j) in the same pass; w is not read unless weighted (a test of w in the loop stops vectorisation)
+template <bool weighted, typename op_t>
+NL_CLONES op_t sum_exp_max_deviation(const op_t* __restrict z, int64_t n, op_t shift, op_t* top, const op_t* __restrict w, op_t origin,
+                                     double* deviation) {
+  op_t s = 0, m = -simd::infinity<op_t>, d = 0;
+#pragma omp simd reduction(+ : s, d) reduction(max : m)
+  for (int64_t j = 0; j < n; ++j) {
+    m = z[j] > m ? z[j] : m;
+    s += simd::exp(z[j] - shift);
+    d += weighted ? w[j] * (origin - z[j]) : origin - z[j];
   }
+  *top = m;
+  *deviation += d;
   return s;
 }
 
@@ -152,11 +154,25 @@ struct OnlineSum {
 
   template <typename op_t>
   void add(const op_t* z, int64_t n) {
+    add(z, n, [&](op_t from, op_t* top) { return sum_exp_max(z, n, from, top); });
+  }
+  // and deviation += sum_j w_j (origin - z_j)
+  template <typename op_t>
+  void add(const op_t* z, int64_t n, const op_t* w, op_t origin, double* deviation) {
+    add(z, n, [&](op_t from, op_t* top) {
+      return w == nullptr ? sum_exp_max_deviation<false>(z, n, from, top, w, origin, deviation)
+                          : sum_exp_max_deviation<true>(z, n, from, top, w, origin, deviation);
+    });
+  }
+
+ private:
+  template <typename op_t, typename F>
+  void add(const op_t* z, int64_t n, F&& sum_from) {
     if (n == 0) return;
     op_t top;
     if (shift == -simd::infinity<double>) shift = block_max(z, n);
     // a block of -inf (or NaN) has no usable maximum: shift by 0, so that -inf gives 0 and NaN stays
-    const op_t s = sum_exp_max(z, n, shift == -simd::infinity<double> ? op_t(0) : static_cast<op_t>(shift), &top);
+    const op_t s = sum_from(shift == -simd::infinity<double> ? op_t(0) : static_cast<op_t>(shift), &top);
     if (top - shift > 40) {
       sum = sum * std::exp(shift - top) + sum_exp_max(z, n, top, &top);
       shift = top;
