@@ -68,6 +68,10 @@ class Copy:
             (package / source.name).symlink_to(source)
         paths = [str(site), os.environ.get("PYTHONPATH", "")]
         self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-c", "import nearlinear; print(nearlinear.__file__)"]
+        imported = subprocess.run(command, cwd=self.tree, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
+        if not Path(imported).is_relative_to(folder):
+            raise SystemExit(f"the copy is shadowed by {imported}: no bug could be seen")
 
     @staticmethod
     def built() -> Path:

@@ -132,7 +132,8 @@ def test_every_half_value_is_read_exactly(device: torch.device) -> None:
     pair = torch.stack([x, torch.zeros_like(x)], 1)
     y = torch.ones(len(x), dtype=torch.int64)
     value = rows_of(pair.to(device), y.to(device))[0].double().cpu()
-    torch.testing.assert_close(value, torch.nn.functional.softplus(x.double()), rtol=1e-6, atol=2e-45)  # denormals of float32
+    atol = 2e-45 if device.type == "cpu" else 1.2e-38  # denormals of float32: rounded on the CPU, flushed on CUDA
+    torch.testing.assert_close(value, torch.nn.functional.softplus(x.double()), rtol=1e-6, atol=atol)
 
 
 # ---- invariances
