@@ -23,12 +23,11 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import nearlinear
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-
-import nearlinear
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"eager": F.cross_entropy, "nearlinear": nearlinear.cross_entropy}
 # other people's code, tests, tables, applications, and what newer Pythons no longer ship
@@ -153,45 +152,47 @@ def unigram_entropy(ids: Tensor) -> float:
     return float(-(p * p.log()).nan_to_num().sum())
 
 
-def report(results: dict[str, dict[str, list[float]]], options: argparse.Namespace) -> float:
+def figures(results: dict[str, dict[str, list[float]]], steps: int) -> list[tuple[str, float, float]]:
+    """(what, eager, nearlinear): medians without the first steps, which pay for page faults and thread pools."""
+    eager, ours = (results[name] for name in LOSSES)
+    warm = min(3, steps - 1)
+    times = [("training step, ms", "step"), ("its loss and backward, ms", "loss part")]
+    memory = [("memory above start, MB", "memory above start"), ("peak memory, MB", "peak memory")]
+    return [
+        *((label, *(1e3 * statistics.median(r[key][warm:]) for r in (eager, ours))) for label, key in times),
+        *((label, eager[key][0], ours[key][0]) for label, key in memory),
+    ]
+
+
+def report(results: dict[str, dict[str, list[float]]], steps: int) -> float:
     """Print curves and figures; the largest relative difference of the two curves."""
     eager, ours = (results[name] for name in LOSSES)
-    differences = [abs(a - b) / a for a, b in zip(eager["loss"], ours["loss"], strict=True)]
     print(f"\n{'step':>6} {'eager':>12} {'nearlinear':>12} {'difference':>12}")
-    for step in sorted({*range(0, options.steps, max(1, options.steps // 12)), options.steps - 1}):
+    for step in sorted({*range(0, steps, max(1, steps // 12)), steps - 1}):
         print(f"{step:>6} {eager['loss'][step]:>12.6f} {ours['loss'][step]:>12.6f} {ours['loss'][step] - eager['loss'][step]:>12.1e}")
-    print(f"\n{'':30} {'eager':>10} {'nearlinear':>10} {'ratio':>8}")
-    warm = min(3, options.steps - 1)  # the first steps pay for page faults and thread pools
-    lines = [
-        ("training step, median ms", *(1e3 * statistics.median(r["step"][warm:]) for r in (eager, ours))),
-        ("  of it loss and backward, ms", *(1e3 * statistics.median(r["loss part"][warm:]) for r in (eager, ours))),
-        *((f"{key}, MB", *(r[key][0] for r in (eager, ours))) for key in ("peak memory", "memory above start")),
-    ]
-    for label, a, b in lines:
-        print(f"{label:30} {a:>10.1f} {b:>10.1f} {a / max(b, 1e-9):>7.2f}x")
-    print(f"{'held-out loss':30} {eager['held-out loss'][0]:>10.4f} {ours['held-out loss'][0]:>10.4f}")
-    return max(differences)
+    print(f"{'held-out':>6} {eager['held-out loss'][0]:>10.6f} {ours['held-out loss'][0]:>12.6f}")
+    print(f"\n{'':28} {'eager':>10} {'nearlinear':>10} {'ratio':>8}")
+    for label, a, b in figures(results, steps):
+        print(f"{label:28} {a:>10.1f} {b:>10.1f} {a / b:>7.2f}x")
+    return max(abs(a - b) / a for a, b in zip(eager["loss"], ours["loss"], strict=True))
 
 
-def plot(results: dict[str, dict[str, list[float]]], out: Path) -> None:
+def plot(results: dict[str, dict[str, list[float]]], steps: int, out: Path) -> None:
     from matplotlib.figure import Figure
 
     eager, ours = (results[name] for name in LOSSES)
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    curves, bars = figure.subplots(1, 2, width_ratios=[3, 2])
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    curves, bars = figure.subplots(1, 2)
     curves.plot(eager["loss"], color="#0072b2", linewidth=4, alpha=0.4, label="F.cross_entropy")
     curves.plot(ours["loss"], color="black", linewidth=1, linestyle="--", label="nearlinear.cross_entropy")
     curves.set(xlabel="step", ylabel="training loss (nats per token)", title="Same seed, same curve")
     curves.legend()
-    labels = ["step time", "loss part", "memory above start"]
-    ratios = [
-        statistics.median(eager["step"]) / statistics.median(ours["step"]),
-        statistics.median(eager["loss part"]) / statistics.median(ours["loss part"]),
-        eager["memory above start"][0] / max(ours["memory above start"][0], 1e-9),
-    ]
-    bars.bar_label(bars.bar(labels, ratios, color="#e69f00", edgecolor="black"), fmt="%.2fx")
-    bars.axhline(1, color="black", linewidth=1, linestyle=":")
-    bars.set(ylabel="eager / nearlinear", title=f"nearlinear {nearlinear.__version__}, torch {torch.__version__}, CPU")
+    labels, ratios = zip(*((label.split(",")[0], a / b) for label, a, b in figures(results, steps)), strict=True)
+    bars.bar_label(bars.barh(labels, ratios, color="#e69f00", edgecolor="black"), fmt="%.2fx", padding=3)
+    bars.invert_yaxis()
+    bars.margins(x=0.15)
+    bars.axvline(1, color="black", linewidth=1, linestyle=":")
+    bars.set(xlabel="eager / nearlinear", title=f"nearlinear {nearlinear.__version__}, torch {torch.__version__}, CPU")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
 
@@ -213,8 +214,8 @@ def main() -> None:
     print(f"{len(ids):,} tokens, {num_classes:,} classes; {options.steps} steps of {options.batch:,} tokens")
     print(f"loss of a uniform guess {math.log(num_classes):.3f}, of token frequencies {unigram_entropy(ids):.3f}")
     results = run(ids, num_classes, options)
-    difference = report(results, options)
-    plot(results, options.out)
+    difference = report(results, options.steps)
+    plot(results, options.steps, options.out)
     print(f"\nplot: {options.out}")
     if not difference <= CURVE_TOLERANCE:
         raise SystemExit(f"the loss curves differ by {difference:.1e} of the loss, more than {CURVE_TOLERANCE:.0e}")
