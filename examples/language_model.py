@@ -26,8 +26,8 @@ from pathlib import Path
 import nearlinear
 import torch
 import torch.nn.functional as F
+from nearlinear.progress import progress
 from torch import Tensor, nn
-from tqdm import tqdm
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"eager": F.cross_entropy, "nearlinear": nearlinear.cross_entropy}
 # other people's code, tests, tables, applications, and what newer Pythons no longer ship
@@ -54,7 +54,7 @@ def standard_library(limit: int) -> tuple[Tensor, int]:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(root.rglob("*.py")) if not SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1])]
     tokens: list[str] = []
-    for path in tqdm(files, desc="reading the standard library", disable=None):
+    for path in progress(files, desc="reading the standard library"):
         tokens += tokens_of(path)
         if len(tokens) >= limit:
             break
@@ -133,7 +133,7 @@ def run(ids: Tensor, num_classes: int, options: argparse.Namespace) -> dict[str,
         processes[-1].start()
         far_end.close()  # so that a child that dies is an EOFError here, not a wait without end
     results: dict[str, dict[str, list[float]]] = {name: {"loss": [], "step": [], "loss part": []} for name in LOSSES}
-    for step in tqdm(range(options.steps), desc="training, eager and nearlinear", disable=None):
+    for step in progress(range(options.steps), desc="training, eager and nearlinear"):
         for name in list(LOSSES) if step % 2 else reversed(LOSSES):
             pipes[name].send("step")
             for values, value in zip(results[name].values(), pipes[name].recv(), strict=True):

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import nearlinear
 import torch
+from nearlinear.progress import progress
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from tqdm import tqdm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 NUM_CLASSES = 10
@@ -95,7 +95,7 @@ def main() -> None:
         options.seeds, options.epochs = 2, 10
     torch.set_num_threads(1)  # a second thread costs more than it brings on layers this small
     runs: dict[str, list[list[float]]] = {name: [] for name in LOSSES}
-    for seed, name in tqdm([(seed, name) for seed in range(options.seeds) for name in LOSSES], desc="training", disable=None):
+    for seed, name in progress([(seed, name) for seed in range(options.seeds) for name in LOSSES], desc="training"):
         runs[name].append(train(LOSSES[name], noisy_digits(options.noise, seed), options.epochs, seed))
     curves = {name: torch.tensor(values) for name, values in runs.items()}
     print(f"test accuracy in per cent, {options.noise:.0%} wrong training labels, {options.seeds} seeds")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-for needed in ("sklearn", "matplotlib", "tqdm"):
+for needed in ("sklearn", "matplotlib"):
     pytest.importorskip(needed, reason="the demos need examples/requirements.txt")
 
 
