@@ -26,16 +26,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 NUM_CLASSES = 10
 
 
-def truncated_after_half(progress: float) -> Loss:
+def truncated_after_half(done: float) -> Loss:
     """As published: GCE until the network knows something, then only the labels that it believes in."""
-    return nearlinear.gce_loss if progress < 0.5 else nearlinear.truncated_gce_loss
+    return nearlinear.gce_loss if done < 0.5 else nearlinear.truncated_gce_loss
 
 
 LOSSES: dict[str, Callable[[float], Loss]] = {  # a function of the fraction of the training that is done
-    "CE": lambda progress: nearlinear.cross_entropy,
-    "GCE(q=0.7)": lambda progress: nearlinear.gce_loss,
+    "CE": lambda done: nearlinear.cross_entropy,
+    "GCE(q=0.7)": lambda done: nearlinear.gce_loss,
     "GCE, then truncated (k=0.5)": truncated_after_half,
-    "MAE": lambda progress: nearlinear.mae_loss,
+    "MAE": lambda done: nearlinear.mae_loss,
 }
 
 
