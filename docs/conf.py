@@ -11,5 +11,6 @@ myst_heading_anchors = 3
 exclude_patterns = ["requirements.txt"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings state dtype, shape and range, which the annotations cannot
+napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"nearlinear {release}"
