@@ -68,7 +68,6 @@ $(VENV)/demo.stamp: $(ENV) examples/requirements.txt
 	touch $@
 
 # a CPU torch brings no triton; its interpreter runs the GPU kernels here
-# a CPU torch brings no triton; its interpreter runs the GPU kernels here
 $(VENV)/test.stamp: $(ENV) tests/requirements.txt
 	$(PIP) --requirement tests/requirements.txt "triton>=3.6"
 	touch $@
