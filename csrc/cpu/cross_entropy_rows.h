@@ -20,8 +20,9 @@ struct RowUpstream {
   NL_INLINE op_t without_nll(int64_t row) const { return d_lse[row] + spread(row) * static_cast<op_t>(weight_sum); }
   NL_INLINE op_t total(int64_t row) const { return d_nll[row] + without_nll(row); }
   // gradient of the target logit: p_y - 1 is never formed
-  NL_INLINE op_t target(int64_t row, op_t weight_y) const {
-    return without_nll(row) * simd::exp(-nll[row]) - d_nll[row] * simd::one_minus_exp(nll[row]) - spread(row) * weight_y;
+  op_t target(int64_t row, op_t weight_y) const {
+    const double loss = nll[row];
+    return static_cast<op_t>(without_nll(row) * simd::exp(-loss) - d_nll[row] * simd::one_minus_exp(loss) - spread(row) * weight_y);
   }
 };
 
@@ -65,7 +66,7 @@ void forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t*
     add(0, has_target ? k : n);
     if (has_target) add(k + 1, n - k - 1);
   }
-  row_statistics(z_y, static_cast<op_t>(others.shift), static_cast<op_t>(others.sum), out.nll + row, out.lse + row, out.residual + row);
+  row_statistics_in_double(z_y, others, out.nll + row, out.lse + row, out.residual + row);
   if (out.spread == nullptr) return;
   // sum_j w_j (lse - z_j) with the common offset removed before the sum; z_y = -inf leaves an infinite term whatever the rest is
   const double nll = out.nll[row];

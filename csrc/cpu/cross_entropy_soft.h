@@ -81,8 +81,7 @@ void soft_forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const 
   }
   op_t unused;
   // the target logit is not special here: lse of all classes is the deficit form against an absent target at -inf
-  row_statistics<op_t>(-simd::infinity<op_t>, static_cast<op_t>(all.shift), static_cast<op_t>(all.sum), &unused, out.lse + row,
-                       out.residual + row);
+  row_statistics_in_double(-simd::infinity<double>, all, &unused, out.lse + row, out.residual + row);
   const double lse = (out.lse[row] - (std::isfinite(origin) ? origin : 0)) + out.residual[row];
   out.xent[row] = static_cast<op_t>(mass * lse - dot);
   out.mass[row] = static_cast<op_t>(mass);

@@ -200,6 +200,17 @@ NL_INLINE void row_statistics(op_t z_y, op_t shift, op_t sum, op_t* nll, op_t* l
   *residual = high - high == 0 ? low : op_t(0);  // infinite lse: nothing to correct
 }
 
+// The same for one row on its own, in double: a row of many classes can pay for it, and the scalar code of a caller that is not
+// multi-versioned has no fused multiply-add.
+template <typename op_t>
+void row_statistics_in_double(double z_y, const OnlineSum& others, op_t* nll, op_t* lse, op_t* residual) {
+  double loss, high, low;
+  row_statistics(z_y, others.shift, others.sum, &loss, &high, &low);
+  *nll = static_cast<op_t>(loss);
+  *lse = static_cast<op_t>(high);
+  *residual = std::isfinite(*lse) ? static_cast<op_t>((high - *lse) + low) : op_t(0);
+}
+
 // rows per task: enough work to pay for a thread
 inline int64_t row_grain(int64_t classes) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(classes, 1)); }
 
