@@ -13,7 +13,7 @@ namespace nearlinear {
 
 using torch::stable::Tensor;
 
-// elements per block: 16 KB of float, half of a usual L1 cache
+// elements per block: 8 KB of float, so that the arrays of a block stay in a usual L1 cache together
 constexpr int64_t kBlock = 2048;
 
 // logits [B, V] or [B, V, P] seen as B * P rows of V classes; strides in elements
