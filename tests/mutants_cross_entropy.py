@@ -70,14 +70,13 @@ CPP = [
     (ROW, "add(k + 1, n - k - 1);", "add(k, n - k);", BUDGET),
     (ROW, "has_target && w == nullptr && in.pairs", "has_target && in.pairs", f"{ACCURACY} -k weighted_halves"),
     (TILE, "k[l] == j ? -simd::infinity<op_t> : v;", "v;", f"{BUDGET} -k image_tiles"),
-    (TILE, "relative < 0 || relative >= classes ? -1", "relative < 0 ? -1", f"{BUDGET} -k image_tiles"),
+    (TILE, "const int64_t relative = y[l] - begin;", "const int64_t relative = y[l];", f"{BUDGET} -k image_tiles"),
     (TILE, "add[l] = s.sum[l] * simd::exp(s.max[l] - shift[l]);", "add[l] = s.sum[l];", f"{BUDGET} -k image_tiles"),
     (TILE, "accumulate_deviation(tile, n, weight == nullptr ? nullptr : weight + begin, s)", "accumulate_deviation(tile, n, weight, s)",
      f"{BUDGET} -k image_tiles"),
     # numerics
     (ROW, "(d_nll[row] + without_nll(row)) * simd::exp(-residual[row]);", "d_nll[row] + without_nll(row);", f"{ACCURACY} -k offset"),
     (BLOCKS, "*lse = loss == loss ? high : loss;", "*lse = high;", f"{EDGES} -k not_a_number"),
-    (BLOCKS, "*residual = high - high == 0 ? low : op_t(0);", "*residual = low;", f"{EDGES} -k minus_infinity"),
     (BLOCKS, "simd::log1p(target_on_top ? sum * e : (sum - 1) + e)", "std::log(1 + (target_on_top ? sum * e : (sum - 1) + e))",
      f"{ACCURACY} -k confident"),
     (ROW, "d_nll[row] * simd::one_minus_exp(loss)", "d_nll[row] * (1 - std::exp(-static_cast<float>(loss)))", f"{ACCURACY} -k confident"),
@@ -106,7 +105,7 @@ CPP = [
     (GLUE, "target[i] >= classes) && target[i] != ignore_index) return i", "target[i] > classes) && target[i] != ignore_index) return i",
      f"{EDGES} -k invalid"),
     # threads
-    (ROW, "  alignas(64) op_t scratch[kBlock];\n", "  static op_t scratch[kBlock];\n", f"{RUNTIME} -k threads"),
+    (ROW, "  alignas(64) op_t scratch[kBlock];\n", "  static op_t scratch[kBlock];\n", f"{RUNTIME} -k scratch"),
 ]  # fmt: skip
 
 TRITON: list[tuple[str, str, str, str]] = []

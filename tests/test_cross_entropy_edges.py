@@ -84,6 +84,18 @@ def test_zero_upstream_gives_zero_gradient_of_a_poisoned_row(classes: int, devic
     assert gradient[::2].isfinite().all()
 
 
+def test_zero_upstream_with_a_poisoned_probability(device: torch.device) -> None:
+    """The mass of the row is NaN too: it must not make the row live."""
+    draw = Draw()
+    x, t = draw.normal(2, 5).to(device), draw.normal(2, 5).softmax(1).to(device)
+    t[0, 1] = nan
+    upstream = torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)
+    inputs = {"input": x, "target": t}
+    for gradient in evaluate(nearlinear.cross_entropy, inputs, {"reduction": "none"}, ["input", "target"], upstream)[1]:
+        assert (gradient[0] == 0).all()
+        assert gradient[1].isfinite().all()
+
+
 def test_no_rows(device: torch.device) -> None:
     for shape, rows in (((0, 7), (0,)), ((0, 7, 3), (0, 3)), ((2, 7, 0), (2, 0)), ((0, 70), (0,)), ((0, 0), (0,))):
         x, y = torch.zeros(shape, device=device), torch.zeros(rows, dtype=torch.int64, device=device)

@@ -49,6 +49,17 @@ def test_loader_workers_after_use(context: str) -> None:
     same(torch.stack(list(workers)), expected, context)
 
 
+def test_scratch_memory_belongs_to_a_thread() -> None:
+    """Halves go through scratch: enough rows that two workers of one call are inside the kernel at once."""
+    big = problem(400, 9000)
+    big["input"] = big["input"].bfloat16()
+    torch.set_num_threads(1)
+    expected = evaluate(nearlinear.cross_entropy, big, {}, ["input"])
+    torch.set_num_threads(2)
+    for _ in range(3):
+        same(evaluate(nearlinear.cross_entropy, big, {}, ["input"]), expected, "two threads")
+
+
 def test_eight_python_threads_at_once() -> None:
     """No shared state: calls that overlap (the dispatcher releases the GIL) return the bits of calls in sequence."""
     problems = [problem(rows + i, classes) for i in range(4) for rows, classes in SHAPES]

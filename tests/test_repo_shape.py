@@ -114,7 +114,7 @@ def test_bench_case_and_docs_entry(family: str) -> None:
 def test_one_implementation_per_op_and_key() -> None:
     """C++ registrations and Triton registrations of the CUDA key do not overlap, and no op is registered twice in either."""
     for key, files in (("CPU", sources("csrc/cpu/*.cpp")), ("CUDA", sources("csrc/cuda/*.cu", "triton_kernels/__init__.py"))):
-        implemented = [op for file in files for op in re.findall(r'(?:m|_library)\.impl\(\s*"(\w+)"', file.read_text())]
+        implemented = [op for file in files for op in re.findall(r'(?:m|library)\.impl\(\s*"(\w+)"', file.read_text())]
         assert len(implemented) == len(set(implemented)), f"{key}: registered twice"
         assert set(implemented) <= set(OPS)
         if key == "CPU":

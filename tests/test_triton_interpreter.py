@@ -1,5 +1,6 @@
-"""Runs triton_cases.py and triton_edges.py, the Triton launchers on CPU tensors, in a process of its own: TRITON_INTERPRET must be set
-before anything imports triton, and torch.compile in this process may have imported it already."""
+"""The Triton launchers on CPU tensors, in Triton's interpreter: their own cases and edges, and the battery of the CPU kernels with the
+launchers in their place. In processes of their own: TRITON_INTERPRET must be set before anything imports triton, and torch.compile in this
+process may have imported it already."""
 
 from __future__ import annotations
 
@@ -11,18 +12,34 @@ from pathlib import Path
 
 import pytest
 
+HERE = Path(__file__).parent
+# of the battery: whatever exercises a kernel. Compilation, second derivatives and Modules are the same lines for every kernel.
+BATTERY = "error_budget or layouts or overwritten or same_bits or edges or confident or offset or rising or one_hot"
 
-def test_launchers_in_the_interpreter() -> None:
+
+def interpreted(*arguments: str) -> str:
     pytest.importorskip("triton", reason="runs Triton kernels")
     import numpy
     import triton
 
     if triton.__version__ == "3.6.0" and tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4):
         pytest.fail("the interpreter of triton 3.6.0 needs numpy < 2.4: pip install 'numpy<2.4'")
-    modules = [str(Path(__file__).with_name(name)) for name in ("triton_cases.py", "triton_edges.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *modules]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 100, run.stdout[-2000:]  # type: ignore[index]
-    assert "skipped" not in run.stdout
+    return run.stdout
+
+
+def passed(output: str) -> int:
+    assert "skipped" not in output
+    return int(re.search(r"(\d+) passed", output)[1])  # type: ignore[index]
+
+
+def test_launchers_in_the_interpreter() -> None:
+    assert passed(interpreted(str(HERE / "triton_cases.py"), str(HERE / "triton_edges.py"))) > 100
+
+
+def test_battery_in_the_interpreter() -> None:
+    files = [str(HERE / f"test_cross_entropy{part}.py") for part in ("", "_accuracy")]
+    assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", BATTERY, *files)) > 100

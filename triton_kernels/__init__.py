@@ -8,9 +8,6 @@ from typing import Any
 
 import torch
 
-# torch drops the registrations of a Library that is collected
-_library = torch.library.Library("nearlinear", "IMPL")
-
 
 def _launcher(module: str, op: str) -> Callable[..., Any]:
     """Importing Triton costs 0.2 s, which a process that never runs on a GPU need not pay."""
@@ -21,9 +18,9 @@ def _launcher(module: str, op: str) -> Callable[..., Any]:
     return call
 
 
-def register() -> None:
-    """One line per op; launcher name and signature are the op's."""
-    _library.impl("logit_stats", _launcher("cross_entropy", "logit_stats"), "CUDA")
-    _library.impl("logit_stats_backward", _launcher("cross_entropy", "logit_stats_backward"), "CUDA")
-    _library.impl("soft_logit_stats", _launcher("cross_entropy_soft", "soft_logit_stats"), "CUDA")
-    _library.impl("soft_logit_stats_backward", _launcher("cross_entropy_soft", "soft_logit_stats_backward"), "CUDA")
+def register(library: torch.library.Library, key: str = "CUDA", **options: Any) -> None:
+    """One line per op; launcher name and signature are the op's. torch drops the registrations of a Library that is collected."""
+    library.impl("logit_stats", _launcher("cross_entropy", "logit_stats"), key, **options)
+    library.impl("logit_stats_backward", _launcher("cross_entropy", "logit_stats_backward"), key, **options)
+    library.impl("soft_logit_stats", _launcher("cross_entropy_soft", "soft_logit_stats"), key, **options)
+    library.impl("soft_logit_stats_backward", _launcher("cross_entropy_soft", "soft_logit_stats_backward"), key, **options)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 @triton.jit
 def log1p(x):
-    """log(1 + x), 0 <= x <= 1: the rounding of 1 + x is divided out again."""
+    """log(1 + x), x >= 0: the rounding of 1 + x is divided out again."""
     u = 1 + x
     return tl.where(u == 1, x, tl.log(u) * (x / (u - 1)))
 

@@ -66,22 +66,19 @@ def merge_lanes(top, total):
 
 @triton.jit
 def row_statistics(z_y, m, total):
-    """nll, lse and what rounding lse lost, from the target logit and the others' maximum and sum, through the deficit delta."""
-    infinity = float("inf")
-    log_sum = tl.log(total)
-    delta = log_sum - (z_y - m)
-    e = log1p(tl.exp(-tl.abs(delta)))
-    others_win = delta > 0
-    nll = tl.where(others_win, delta + e, e)
-    # the larger of z_y and the others' log-sum-exp, plus a small number, as an exact sum of two
-    base = tl.where(others_win, m, z_y)
-    small = tl.where(others_win, log_sum + e, e)
-    lse = base + small
-    part = lse - base
-    lost = (base - (lse - part)) + (small - part)
-    # NaN comes through by itself: from a NaN logit, from a NaN sum (+inf among the others), and from -inf minus -inf (no finite logit)
-    bad = z_y == infinity
-    return tl.where(bad, float("nan"), nll), tl.where(bad, float("nan"), lse), tl.where(tl.abs(lse) < infinity, lost, 0)
+    """nll, lse and what rounding lse lost, from the target logit and the others' maximum and sum, without cancellation:
+    nll = (top - z_y) + log1p(rest), lse = top + log1p(rest), rest = total e^(m - z_y), or (total - 1) + e^(z_y - m) with m on top."""
+    m = tl.where(total == 0, -float("inf"), m)  # no finite logit among the others
+    target_on_top = z_y >= m
+    top = tl.where(target_on_top, z_y, m)
+    e = tl.exp(tl.where(target_on_top, m - z_y, z_y - m))
+    log_rest = log1p(tl.where(target_on_top, total * e, (total - 1) + e))
+    nll = (top - z_y) + log_rest
+    lse = top + log_rest
+    part = lse - top
+    lost = (top - (lse - part)) + (log_rest - part)
+    # NaN comes through by itself: from a NaN logit, from +inf (inf - inf at the target, a NaN sum elsewhere), and from no finite logit
+    return nll, tl.where(nll == nll, lse, nll), tl.where(tl.abs(lse) < float("inf"), lost, 0)
 
 
 @triton.jit

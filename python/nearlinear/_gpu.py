@@ -28,7 +28,7 @@ def _raising(text: str) -> Callable[..., Any]:
 def register(has_triton: bool, cuda_skipped: str) -> None:
     """``cuda_skipped``: why the build has no compiled CUDA kernels, empty if it has them."""
     if has_triton:
-        import_module("nearlinear.triton_kernels").register()
+        import_module("nearlinear.triton_kernels").register(_library)
     else:
         for op in TRITON_OPS:
             _library.impl(op, _raising(f"{op}: CUDA needs Triton, which is not installed (pip install triton)"), "CUDA")
