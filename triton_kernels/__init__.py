@@ -1,0 +1,29 @@
+"""Triton implementations of the ops, for the CUDA key. Importing this imports no Triton; the first call of an op does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+# torch drops the registrations of a Library that is collected
+_library = torch.library.Library("nearlinear", "IMPL")
+
+
+def _launcher(module: str, op: str) -> Callable[..., Any]:
+    """Importing Triton costs 0.2 s, which a process that never runs on a GPU need not pay."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f".{module}", __name__), op)(*arguments)
+
+    return call
+
+
+def register() -> None:
+    """One line per op; launcher name and signature are the op's."""
+    _library.impl("logit_stats", _launcher("cross_entropy", "logit_stats"), "CUDA")
+    _library.impl("logit_stats_backward", _launcher("cross_entropy", "logit_stats_backward"), "CUDA")
+    _library.impl("soft_logit_stats", _launcher("cross_entropy_soft", "soft_logit_stats"), "CUDA")
+    _library.impl("soft_logit_stats_backward", _launcher("cross_entropy_soft", "soft_logit_stats_backward"), "CUDA")

@@ -8,6 +8,7 @@ import torch  # noqa: F401  the compiled module needs torch's libraries in the p
 
 from . import (
     _C,  # noqa: F401  registers the ops
+    _gpu,  # noqa: F401  registers the GPU implementations
     logit_maps,
     reference,
     row_losses,

@@ -112,7 +112,8 @@ def cross_entropy(
             input, target, weight if label_smoothing else None, ignore_index, map_record, label_smoothing > 0, rows_shape
         )
         kept = target != ignore_index
-        row_weight = kept.to(stats_type) if weight is None else weight[target.masked_fill(~kept, 0)] * kept
+        # the clamp: on CUDA a label out of range has poisoned its row by now, and must not become an address here
+        row_weight = kept.to(stats_type) if weight is None else weight[target.masked_fill(~kept, 0).clamp(0, num_classes - 1)] * kept
         rows = record.value(nll, num_classes)
         if weight is not None or record.name != "ce":  # nll is already 0 where ignored
             rows = rows * row_weight

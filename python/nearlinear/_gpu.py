@@ -1,0 +1,41 @@
+"""Who serves the CUDA key: Triton, compiled C++, or a text that says what is missing. Nothing falls back to anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from . import _C
+
+TRITON_OPS = ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward")
+COMPILED_OPS = ("first_invalid_target",)
+
+# torch drops the registrations of a Library that is collected
+_library = torch.library.Library("nearlinear", "IMPL")
+
+
+def _raising(text: str) -> Callable[..., Any]:
+    def call(*_: Any) -> Any:
+        raise RuntimeError(text)
+
+    return call
+
+
+def register(has_triton: bool, cuda_skipped: str) -> None:
+    """``cuda_skipped``: why the build has no compiled CUDA kernels, empty if it has them."""
+    if has_triton:
+        import_module("nearlinear.triton_kernels").register()
+    else:
+        for op in TRITON_OPS:
+            _library.impl(op, _raising(f"{op}: CUDA needs Triton, which is not installed (pip install triton)"), "CUDA")
+    if cuda_skipped:
+        for op in COMPILED_OPS:
+            text = f"{op}: built without CUDA: {cuda_skipped}; set CUDA_HOME and reinstall nearlinear"
+            _library.impl(op, _raising(text), "CUDA")
+
+
+register(find_spec("triton") is not None, _C.build_info()["cuda_skipped"])

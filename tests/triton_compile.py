@@ -1,0 +1,144 @@
+"""Compiles for one GPU architecture, without a GPU, what the Triton launchers launch, and prints what came out as JSON lines.
+
+    python tests/triton_compile.py 90
+
+The launchers run on meta tensors with their launch replaced by a compilation, so tiles, signatures and specialisations are those of a
+real call. One line per kernel: its key, registers, stack, shared memory, whether it loads 16 bytes at once, and the 32-bit offset
+products of its TTIR. The last line is a planted kernel whose offsets are 32-bit products.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
+
+import triton
+import triton.language as tl
+from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# name -> shape of input; one per tile that choose_tile can return, in both orders of the tile of middle size
+LAYOUTS = {
+    "V10": (4096, 10), "V50": (4096, 50), "V1000": (4096, 1000), "V32000": (4096, 32000), "P65536": (8, 19, 65536), "P50": (8, 19, 50),
+}  # fmt: skip
+MAPS: dict[str, list[float]] = {"identity": [], "scale": [0.5], "soft_cap": [30.0]}
+
+
+class Driver:
+    """What the compiler asks of a driver; nothing is ever launched."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@triton.jit
+def planted_kernel(p, V, stride_n, stride_v, BV: tl.constexpr):
+    for i_v in range(0, V, BV):
+        tl.store(p + tl.program_id(0) * stride_n + (i_v + tl.arange(0, BV)) * stride_v, 0)
+
+
+def narrow_products(ttir: str) -> list[str]:
+    """Lines of 32-bit products with a factor that comes from a program id, a scalar argument or a loop over classes."""
+    signature = ttir[ttir.index("tt.func") :].split("attributes")[0]
+    wild = set(re.findall(r"(%\w+): i32", signature)) | set(re.findall(r"scf\.for (%\w+) =", ttir))
+    found = []
+    for line in ttir.splitlines():
+        left, _, right = line.partition(" = ")
+        if "tt.get_program_id" not in right and wild.isdisjoint(re.findall(r"%\w+", right)):
+            continue
+        if re.search(r"arith\.muli .*: (tensor<[\dx]*)?i32", right):
+            found.append(line.strip())
+        if re.search(r"i32>?( loc\(.*)?$", right):  # once extended to 64 bits a value is harmless
+            wild |= set(re.findall(r"%\w+", left))
+    return found
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {name: int(re.search(rf"{key}:(\d+)", text)[1]) for key, name in (("REG", "registers"), ("STACK", "stack"))}
+
+
+def variants(op: str, name: str, dtype: torch.dtype) -> Iterator[tuple[str, str, bool]]:
+    """(map, name of the variant, all options on): everything on for every tile and dtype, the rest for bfloat16 on two tiles."""
+    yield "identity", "full", True
+    if dtype == torch.bfloat16 and name in ("V32000", "P65536"):
+        yield "identity", "plain", False
+        yield "scale", "full", True
+        yield "soft_cap", "full", True
+
+
+def call(op: str, shape: tuple[int, ...], dtype: torch.dtype, logit_map: str, full: bool) -> None:
+    """One launcher on meta tensors; ``full``: class weights, spread, gradient of the target."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def tensor(shape: Any, dtype: torch.dtype = wide) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    rows = [shape[0], *shape[2:]]
+    input, weight, row = tensor(shape, dtype), tensor(shape[1]) if full else None, tensor(rows)
+    label, options = tensor(rows, torch.int64), (logit_map, MAPS[logit_map])
+    if op == "logit_stats":
+        cross_entropy.logit_stats(input, label, weight, -100, *options, full)
+    elif op == "logit_stats_backward":
+        cross_entropy.logit_stats_backward(row, row, row, input, label, weight, row, row, row, -100, *options, full)
+    elif op == "soft_logit_stats":
+        cross_entropy_soft.soft_logit_stats(input, input, weight, 0.1, *options)
+    else:
+        cross_entropy_soft.soft_logit_stats_backward(row, row, input, input, weight, row, row, row, 0.1, *options, full)
+
+
+def compiled(kernel: Any) -> dict[str, Any]:
+    wide = bool(re.search(r"ld\.global\S*\.v4\.", kernel.asm["ptx"]))
+    narrow = narrow_products(kernel.asm["ttir"])
+    return {**resources(kernel.asm["cubin"]), "shared": kernel.metadata.shared, "wide_loads": wide, "narrow_products": narrow}
+
+
+def main(capability: int, report: Callable[[str], None]) -> None:
+    driver.set_active(Driver(capability))
+    kernels: list[Any] = []
+
+    def compile_only(kernel: Any, programs: int, input: Any, arguments: Any, num_warps: int, **constants: Any) -> None:
+        kernels.append(kernel.warmup(*arguments, grid=(programs,), num_warps=num_warps, num_stages=1, enable_fp_fusion=True, **constants))
+
+    cross_entropy.launch = cross_entropy_soft.launch = compile_only
+    for op in ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward"):
+        for name, shape in LAYOUTS.items():
+            for dtype in DTYPES:
+                for logit_map, variant, full in variants(op, name, dtype):
+                    call(op, shape, dtype, logit_map, full)
+                    key = f"{op} {str(dtype).removeprefix('torch.')} {name} {logit_map} {variant} sm_{capability}"
+                    report(json.dumps({"key": key, **compiled(kernels.pop())}))
+    planted = planted_kernel.warmup(torch.empty(1, device="meta"), 100, 12, 3, grid=(1,), BV=16)
+    report(json.dumps({"key": "planted", **compiled(planted)}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), lambda line: print(line, flush=True))
