@@ -101,4 +101,34 @@ CPP = [
     (ROW, "  alignas(64) op_t scratch[kBlock];\n", "  static op_t scratch[kBlock];\n", f"{RUNTIME} -k threads"),
 ]  # fmt: skip
 
-TRITON: list[tuple[str, str, str, str]] = []
+TRITON_HARD, TRITON_SOFT, TRITON_COMMON = (f"triton_kernels/{name}.py" for name in ("cross_entropy", "cross_entropy_soft", "common"))
+CASES, SPECIAL, AHEAD = "tests/triton_cases.py", "tests/triton_edges.py", "tests/test_triton_aot.py"
+TRITON = [
+    # masks, strides, index width
+    (TRITON_HARD, "m = live[:, None] & (j < V)[None, :]", "m = live[:, None] & (j <= V)[None, :]", CASES),
+    (TRITON_HARD, "p_d_input + i_o * stride_do + i_l * stride_dl", "p_d_input + i_o * stride_do + i_l * stride_il", CASES),
+    (TRITON_SOFT, "i_o * stride_uo + i_l * stride_ul", "i_o * stride_to + i_l * stride_tl", CASES),
+    (TRITON_HARD, "mask=m_n[:, None] & m_v)", "mask=live[:, None] & m_v)", CASES),
+    (TRITON_SOFT, "d.to(p_d_input.dtype.element_ty), mask=m_write", "d.to(p_d_input.dtype.element_ty), mask=m_read", SPECIAL),
+    (TRITON_COMMON, "i_o = (i_tile // tiles).to(tl.int64)", "i_o = i_tile // tiles", f"{AHEAD} -k offsets"),
+    (TRITON_HARD, "o_v = j.to(tl.int64)[None, :]", "o_v = j[None, :]", f"{AHEAD} -k offsets"),
+    (TRITON_HARD, "begin = (tl.program_id(0) % chunks).to(tl.int64) * CHUNK", "begin = (tl.program_id(0) % 2).to(tl.int64) * CHUNK", CASES),
+    # the online sum
+    (TRITON_HARD, "tl.where(up, total * e + 1, total + e)", "tl.where(up, total + 1, total + e)", CASES),
+    (TRITON_HARD, "tl.where(m & (j[None, :] != y[:, None]), z, -infinity)", "tl.where(m, z, -infinity)", CASES),
+    (TRITON_SOFT, "tl.where(mass != 0, mass * (top - before), 0) + ", "", CASES),
+    (TRITON_SOFT, "    deviation += tl.where(mass != 0, mass * (highest[:, None] - top), 0)\n", "", CASES),
+    # numerics
+    (TRITON_HARD, "d_nll * expm1(-nll)", "d_nll * (tl.exp(-nll) - 1)", f"{SPECIAL} -k confident"),
+    (TRITON_HARD, "tl.exp((z - lse[:, None]) - lost[:, None])", "tl.exp(z - lse[:, None])", f"{SPECIAL} -k offset"),
+    (TRITON_COMMON, "tl.where(u == 1, x, tl.log(u) * (x / (u - 1)))", "tl.log(u)", f"{SPECIAL} -k confident"),
+    (TRITON_COMMON, "p = p * s + 2.0 / 15", "p = p * s + 2.0 / 16", f"{CASES} -k functions"),
+    (TRITON_HARD, " | ((z_y == -infinity) & (total == 0))", "", f"{SPECIAL} -k special_values"),
+    # options, labels, rows that are not to be read
+    (TRITON_HARD, "nll, weight_sum * nll + tl.sum(deviation, 1)", "nll, V * nll + tl.sum(deviation, 1)", CASES),
+    (TRITON_HARD, "d = tl.where(live[:, None], d * slope, 0)", "d = tl.where(live[:, None], d, 0)", CASES),
+    (TRITON_SOFT, "-(keep * d_xent)[:, None]", "-d_xent[:, None]", CASES),
+    (TRITON_HARD, "    live &= nonzero\n", "", f"{SPECIAL} -k zero_upstream"),
+    (TRITON_HARD, "live = kept & (label >= 0) & (label < V)", "live = kept & (label >= 0) & (label <= V)", f"{SPECIAL} -k out_of_range"),
+    (TRITON_HARD, 'tl.where(kept, float("nan"), 0.0)', 'tl.where(kept, 0.0, 0.0)', f"{SPECIAL} -k out_of_range"),
+]  # fmt: skip
