@@ -73,8 +73,9 @@ CPP = [
      f"{BUDGET} -k image_tiles"),
     # numerics
     (BLOCKS, "d[j] = scale * simd::exp((z[j] - lse) - residual);", "d[j] = scale * simd::exp(z[j] - lse);", f"{ACCURACY} -k offset"),
-    (BLOCKS, "z_y == infinity || (z_y == -infinity && other_sum == 0)", "z_y == infinity", f"{EDGES} -k not_a_number"),
-    (BLOCKS, "softplus + (std::isnan(delta) ? delta : 0)", "softplus", f"{EDGES} -k not_a_number"),
+    (BLOCKS, "std::isnan(z_y) || z_y == infinity ||", "std::isnan(z_y) ||", f"{EDGES} -k not_a_number"),
+    (BLOCKS, "sum += m == -simd::infinity<op_t> ? s : s * std::exp(m - max);", "sum += s * std::exp(m - max);",
+     f"{EDGES} -k minus_infinity"),
     (BLOCKS, "const double softplus = std::log1p(std::exp(-std::fabs(delta)));",
      "const double softplus = std::log(1 + std::exp(-std::fabs(delta)));", f"{ACCURACY} -k confident"),
     (ROW, "d_nll[row] * std::expm1(-nll[row])", "d_nll[row] * (std::exp(-nll[row]) - 1)", f"{ACCURACY} -k confident"),
