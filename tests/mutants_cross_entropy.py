@@ -83,7 +83,7 @@ CPP = [
     (SOFT, "if (!std::isfinite(origin) && std::isfinite(top)) origin = top;", "origin = 0;", f"{ACCURACY} -k probabilities"),
     (SIMD, "p = p * r + 1.0f / 120;", "p = p * r + 1.0f / 119;", f"{ACCURACY} -k exponential"),
     (SIMD, "return x < lowest ? 0.0f : p", "return p", f"{EDGES} -k 'not_a_number or minus_infinity'"),
-    (SIMD, "p = p * s + 2.0f / 15;", "p = p * s + 2.0f / 16;", f"{ACCURACY} -k tanh"),
+    (SIMD, "p = p * s + 2.0f / 15;", "p = p * s + 2.0f / 16;", f"{ACCURACY} -k capped"),
     (SIMD, "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16", "u >> 16", f"{ACCURACY} -k rounded_once"),
     (SIMD, "h = a < 0x38800000u ? subnormal : normal", "h = a < 0x38000000u ? subnormal : normal", f"{ACCURACY} -k rounded_once"),
     (SIMD, "(magnitude | 0x7f800000u) : finite", "finite : finite", f"{EDGES} -k minus_infinity"),

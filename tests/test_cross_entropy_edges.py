@@ -140,6 +140,8 @@ def test_minus_infinity(classes: int, dtype: torch.dtype, device: torch.device) 
     assert gradient.isfinite().all()
     assert loss[0] == 0
     assert loss[2] == inf
+    assert (gradient[0] == 0).all()  # probability 0 exactly, not the smallest exponential
+    assert gradient[1, 1] == 0
 
 
 @pytest.mark.parametrize("classes", [5, 70])
