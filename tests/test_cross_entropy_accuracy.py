@@ -106,7 +106,7 @@ def test_float32_exponential_over_its_range(device: torch.device) -> None:
     gradient = torch.ops.nearlinear.logit_stats_backward(one, zero, none, x, y, None, zero, zero, zero, -100, "identity", [], False)
     rtol = 2.5e-7 if device.type == "cpu" else 1e-5
     torch.testing.assert_close(gradient[0, :-6].double().cpu(), a[:-5].double().exp(), rtol=rtol, atol=0)
-    assert (gradient[0, -6:-1].double().cpu() <= a[-5:].double().exp()).all()  # denormals may become 0, -inf must
+    assert (gradient[0, -6:-1].double().cpu() <= 1.00001 * a[-5:].double().exp()).all()  # denormals may become 0, -inf must
 
 
 def test_soft_capped_logits_keep_their_digits(device: torch.device) -> None:
