@@ -84,6 +84,22 @@ def test_special_values_stay_in_their_row(images: bool) -> None:
     assert d_input[position, 1] == 0
 
 
+def test_special_values_with_soft_targets() -> None:
+    """NaN, +inf and a row of -inf: NaN; -inf where the target has mass: +inf; logits that span the range of float32: finite."""
+    rows = [[0.0, 1.0, 2.0], [3e38, 3e38, 3e38], [NAN, 0.0, 1.0], [INF, 0.0, 1.0], [INF, INF, 0.0], [-INF, 0.0, 1.0], [-INF] * 3]
+    input, target = torch.tensor(rows), torch.tensor([[0.5, 0.3, 0.2]]).expand(len(rows), 3)
+    xent, lse, residual, mass = cross_entropy_soft.soft_logit_stats(input, target, None, 0.0, *IDENTITY)
+    plain = float(reference.soft_logit_stats(input[:1].double(), target[:1], None, 0.0, *IDENTITY)[0])
+    want = torch.tensor([plain, math.log(3), NAN, NAN, NAN, INF])
+    torch.testing.assert_close(xent[:-1], want, rtol=1e-6, atol=0, equal_nan=True)
+    assert xent[-1].isnan()
+    one = torch.ones(len(rows))
+    d_input, _ = cross_entropy_soft.soft_logit_stats_backward(one, one, input, target, None, lse, residual, mass, 0.0, *IDENTITY, True)
+    finite = torch.tensor([True, True, False, False, False, True, False])
+    assert d_input[finite].isfinite().all()
+    assert d_input[~finite].isnan().any(1).all()
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (6, 3000), (2, 5, 3)], ids=str)
 def test_ignored_rows_and_zero_upstream_are_never_read(shape: tuple[int, ...]) -> None:
     input = torch.randn(shape)

@@ -79,9 +79,9 @@ def row_statistics(z_y, m, total):
     lse = base + small
     part = lse - base
     lost = (base - (lse - part)) + (small - part)
-    bad = (m == infinity) | (z_y == infinity) | (z_y != z_y) | (total != total) | ((z_y == -infinity) & (total == 0))
-    nan = float("nan")
-    return tl.where(bad, nan, nll), tl.where(bad, nan, lse), tl.where(tl.abs(lse) < infinity, lost, 0)
+    # NaN comes through by itself: from a NaN logit, from a NaN sum (+inf among the others), and from -inf minus -inf (no finite logit)
+    bad = z_y == infinity
+    return tl.where(bad, float("nan"), nll), tl.where(bad, float("nan"), lse), tl.where(tl.abs(lse) < infinity, lost, 0)
 
 
 @triton.jit

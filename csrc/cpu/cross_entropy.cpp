@@ -96,7 +96,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logit_stats_cpu(const Tensor& input, 
     const Blocks<op_t> in(input, op, "input");
     const op_t* w = weight_pointer<op_t>(weight, L, op);
     const RowOutputs<op_t> out{nll.mutable_data_ptr<op_t>(), lse.mutable_data_ptr<op_t>(),
-                               spread ? deviation.mutable_data_ptr<op_t>() : nullptr, residual.mutable_data_ptr<op_t>()};
+                               spread ? deviation.mutable_data_ptr<op_t>() : nullptr, residual.mutable_data_ptr<op_t>(),
+                               sum_of(w, L.classes)};
     const int64_t* y = labels.const_data_ptr<int64_t>();
     std::visit(
         [&](auto m) {

@@ -7,6 +7,7 @@ namespace nearlinear {
 template <typename op_t>
 struct RowOutputs {
   op_t *nll, *lse, *spread, *residual;
+  double weight_sum;  // sum of the class weights, or V
 };
 
 template <typename op_t>
@@ -14,13 +15,14 @@ struct RowUpstream {
   const op_t *d_nll, *d_lse, *d_spread, *nll, *lse, *residual;
   double weight_sum;  // sum of the class weights, or V
 
-  bool is_zero(int64_t row) const { return d_nll[row] == 0 && d_lse[row] == 0 && (d_spread == nullptr || d_spread[row] == 0); }
-  op_t spread(int64_t row) const { return d_spread == nullptr ? op_t(0) : d_spread[row]; }
-  op_t without_nll(int64_t row) const { return d_lse[row] + spread(row) * static_cast<op_t>(weight_sum); }
-  op_t total(int64_t row) const { return d_nll[row] + without_nll(row); }
+  NL_INLINE bool is_zero(int64_t row) const { return d_nll[row] == 0 && d_lse[row] == 0 && (d_spread == nullptr || d_spread[row] == 0); }
+  NL_INLINE op_t spread(int64_t row) const { return d_spread == nullptr ? op_t(0) : d_spread[row]; }
+  NL_INLINE op_t without_nll(int64_t row) const { return d_lse[row] + spread(row) * static_cast<op_t>(weight_sum); }
+  NL_INLINE op_t total(int64_t row) const { return d_nll[row] + without_nll(row); }
   // gradient of the target logit: p_y - 1 is never formed
   op_t target(int64_t row, op_t weight_y) const {
-    return without_nll(row) * std::exp(-nll[row]) + d_nll[row] * std::expm1(-nll[row]) - spread(row) * weight_y;
+    const double loss = nll[row];
+    return static_cast<op_t>(without_nll(row) * simd::exp(-loss) - d_nll[row] * simd::one_minus_exp(loss) - spread(row) * weight_y);
   }
 };
 
@@ -32,65 +34,76 @@ double sum_of(const op_t* weight, int64_t classes) {
   return total;
 }
 
-// d_j -= spread w_j
-template <typename op_t>
-NL_CLONES void subtract_weights(op_t* __restrict d, const op_t* __restrict w, int64_t n, op_t spread) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) d[j] -= spread * (w == nullptr ? op_t(1) : w[j]);
-}
-
 template <typename op_t, typename map_t>
 void forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t* weight, int64_t row, int64_t y,
                  const RowOutputs<op_t>& out) {
   alignas(64) op_t scratch[kBlock];
   constexpr bool mapped = !std::is_same_v<map_t, IdentityMap>;
   const int64_t base = L.offset(row);
-  const op_t z_y = map.value(in.at_element(base + y * L.stride_v));
+  const op_t z_y = map.value(in.element(base + y * L.stride_v));
   OnlineSum others;
   double deviation = 0;
   for (int64_t begin = 0; begin < L.classes; begin += kBlock) {
-    const int64_t n = std::min(kBlock, L.classes - begin), k = y - begin;
-    const op_t* z = in.read(base + begin * L.stride_v, L.stride_v, n, scratch);
-    if (mapped || (k >= 0 && k < n)) {
+    const int64_t n = std::min(kBlock, L.classes - begin);
+    const int64_t k = y - begin, offset = base + begin * L.stride_v;
+    const bool has_target = k >= 0 && k < n;
+    const op_t *z = scratch, *w = weight == nullptr ? nullptr : weight + begin;
+    if (!has_target && w == nullptr && in.pairs(L.stride_v, n)) {
+      in.load_pairs(offset, n, scratch);
+    } else {
+      z = in.read(offset, L.stride_v, n, scratch);
+    }
+    if constexpr (mapped) {
       if (z != scratch) std::copy_n(z, n, scratch);
+      map_values(map, scratch, n);
       z = scratch;
     }
-    if constexpr (mapped) map_values(map, scratch, n);
-    if (out.spread != nullptr) deviation += sum_deviation(z, weight == nullptr ? nullptr : weight + begin, n, z_y);
-    if (k >= 0 && k < n) scratch[k] = -simd::infinity<op_t>;
-    others.add(z, n);
+    // the target's own deviation is 0; it splits its block
+    const auto add = [&](int64_t from, int64_t count) {
+      if (out.spread == nullptr) return others.add(z + from, count);
+      others.add(z + from, count, w == nullptr ? nullptr : w + from, z_y, &deviation);
+    };
+    add(0, has_target ? k : n);
+    if (has_target) add(k + 1, n - k - 1);
   }
-  row_statistics(z_y, others.max, others.sum, out.nll + row, out.lse + row, out.residual + row);
+  row_statistics_in_double(z_y, others, out.nll + row, out.lse + row, out.residual + row);
   if (out.spread == nullptr) return;
   // sum_j w_j (lse - z_j) with the common offset removed before the sum; z_y = -inf leaves an infinite term whatever the rest is
   const double nll = out.nll[row];
-  out.spread[row] = static_cast<op_t>(nll == simd::infinity<double> ? nll : sum_of(weight, L.classes) * nll + deviation);
+  out.spread[row] = static_cast<op_t>(nll == simd::infinity<double> ? nll : out.weight_sum * nll + deviation);
 }
 
 template <typename op_t, typename map_t>
 void backward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t* weight, int64_t row, int64_t y,
                   const RowUpstream<op_t>& up, const Logits& D, const Blocks<op_t>& d_in) {
-  alignas(64) op_t a[kBlock], z_scratch[kBlock], d_scratch[kBlock];
+  alignas(64) op_t a[kBlock], z_scratch[kBlock], d[kBlock];
   constexpr bool mapped = !std::is_same_v<map_t, IdentityMap>;
   const int64_t base = L.offset(row), d_base = D.offset(row);
-  const op_t total = up.total(row), spread = up.spread(row);
+  const op_t total = up.total(row), spread = up.spread(row), lse = up.lse[row], residual = up.residual[row];
+  op_t d_y = up.target(row, weight == nullptr ? op_t(1) : weight[y]);
+  if constexpr (mapped) d_y *= map.slope(in.element(base + y * L.stride_v));
   for (int64_t begin = 0; begin < L.classes; begin += kBlock) {
-    const int64_t n = std::min(kBlock, L.classes - begin), k = y - begin, d_offset = d_base + begin * D.stride_v;
-    const op_t* raw = in.read(base + begin * L.stride_v, L.stride_v, n, a);
-    const op_t* z = raw;
+    const int64_t n = std::min(kBlock, L.classes - begin), offset = base + begin * L.stride_v, d_offset = d_base + begin * D.stride_v;
+    const op_t* w = weight == nullptr ? nullptr : weight + begin;
+    const bool pairs = (spread == 0 || w == nullptr) && in.pairs(L.stride_v, n) && d_in.pairs(D.stride_v, n);
+    if (pairs) in.load_pairs(offset, n, a);
+    const op_t *raw = pairs ? a : in.read(offset, L.stride_v, n, a), *z = raw;
     if constexpr (mapped) {
       std::copy_n(raw, n, z_scratch);
       map_values(map, z_scratch, n);
       z = z_scratch;
     }
-    op_t* direct = d_in.writable(d_offset, D.stride_v);
-    op_t* d = direct != nullptr ? direct : d_scratch;
-    scaled_softmax(z, n, up.lse[row], up.residual[row], total, d);
-    if (spread != 0) subtract_weights(d, weight == nullptr ? nullptr : weight + begin, n, spread);
-    if (k >= 0 && k < n) d[k] = up.target(row, weight == nullptr ? op_t(1) : weight[y]);
-    if constexpr (mapped) times_map_slope(map, raw, d, n);
-    if (direct == nullptr) d_in.store(d, n, d_offset, D.stride_v);
+    op_t* direct = d_in.in_place(d_offset, D.stride_v);
+    op_t* d_z = direct != nullptr ? direct : d;
+    softmax_gradient(z, n, lse, residual, total, spread, w, d_z);
+    if constexpr (mapped) times_map_slope(map, raw, d_z, n);
+    if (pairs) {
+      d_in.store_pairs(d, n, d_offset);
+    } else if (direct == nullptr) {
+      d_in.store(d, n, d_offset, D.stride_v);
+    }
   }
+  d_in.store(&d_y, 1, d_base + y * D.stride_v, 1);
 }
 
 template <typename op_t>

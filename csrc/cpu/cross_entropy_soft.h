@@ -81,7 +81,7 @@ void soft_forward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const 
   }
   op_t unused;
   // the target logit is not special here: lse of all classes is the deficit form against an absent target at -inf
-  row_statistics<op_t>(-simd::infinity<double>, all.max, all.sum, &unused, out.lse + row, out.residual + row);
+  row_statistics_in_double(-simd::infinity<double>, all, &unused, out.lse + row, out.residual + row);
   const double lse = (out.lse[row] - (std::isfinite(origin) ? origin : 0)) + out.residual[row];
   out.xent[row] = static_cast<op_t>(mass * lse - dot);
   out.mass[row] = static_cast<op_t>(mass);
@@ -98,7 +98,7 @@ void soft_backward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const
                        const Blocks<op_t>* d_target) {
   alignas(64) op_t a[kBlock], z[kBlock], c_scratch[kBlock], d[kBlock];
   const op_t g = up.d_xent[row], total = g * up.mass[row] + up.d_lse[row], lse = up.lse[row], residual = up.residual[row];
-  const bool live = g != 0 || total != 0;  // a row with zero upstream gives zeros, whatever its logits are
+  const bool live = g != 0 || up.d_lse[row] != 0;  // a row with zero upstream gives zeros, whatever its logits and targets are
   for (int64_t begin = 0; begin < L.classes; begin += kBlock) {
     const int64_t n = std::min(kBlock, L.classes - begin);
     in.load(L.offset(row) + begin * L.stride_v, L.stride_v, n, a);

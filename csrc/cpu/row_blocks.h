@@ -14,7 +14,7 @@ namespace nearlinear {
 using torch::stable::Tensor;
 
 // elements per block: 16 KB of float, half of a usual L1 cache
-constexpr int64_t kBlock = 4096;
+constexpr int64_t kBlock = 2048;
 
 // logits [B, V] or [B, V, P] seen as B * P rows of V classes; strides in elements
 struct Logits {
@@ -29,7 +29,60 @@ struct Logits {
   int64_t offset(int64_t row) const { return (row / pixels) * stride_b + (row % pixels) * stride_p; }
 };
 
-// a tensor whose element type is known only at run time: one block at a time is read or written as op_t
+// NaN is dropped here; it comes back through the sum of exponentials
+template <typename op_t>
+NL_CLONES op_t block_max(const op_t* __restrict z, int64_t n) {
+  op_t m = -simd::infinity<op_t>;
+#pragma omp simd reduction(max : m)
+  for (int64_t j = 0; j < n; ++j) m = z[j] > m ? z[j] : m;
+  return m;
+}
+
+// sum_j e^{z_j - shift}, and max_j z_j in the same pass
+template <typename op_t>
+NL_CLONES op_t sum_exp_max(const op_t* __restrict z, int64_t n, op_t shift, op_t* top) {
+  op_t s = 0, m = -simd::infinity<op_t>;
+#pragma omp simd reduction(+ : s) reduction(max : m)
+  for (int64_t j = 0; j < n; ++j) {
+    m = z[j] > m ? z[j] : m;
+    s += simd::exp(z[j] - shift);
+  }
+  *top = m;
+  return s;
+}
+
+// sum_exp_max, and sum_j w_j (origin - z_j) in the same pass; w is not read unless weighted (a test of w in the loop stops vectorisation)
+template <bool weighted, typename op_t>
+NL_CLONES op_t sum_exp_max_deviation(const op_t* __restrict z, int64_t n, op_t shift, op_t* top, const op_t* __restrict w, op_t origin,
+                                     double* deviation) {
+  op_t s = 0, m = -simd::infinity<op_t>, d = 0;
+#pragma omp simd reduction(+ : s, d) reduction(max : m)
+  for (int64_t j = 0; j < n; ++j) {
+    m = z[j] > m ? z[j] : m;
+    s += simd::exp(z[j] - shift);
+    d += weighted ? w[j] * (origin - z[j]) : origin - z[j];
+  }
+  *top = m;
+  *deviation += d;
+  return s;
+}
+
+// d_j = total p_j - spread w_j with p_j = e^{(z_j - lse) - residual}: two subtractions keep the bits of lse that op_t cannot hold next to
+// a large offset
+template <typename op_t>
+NL_CLONES void softmax_gradient(const op_t* __restrict z, int64_t n, op_t lse, op_t residual, op_t total, op_t spread,
+                                const op_t* __restrict w, op_t* __restrict d) {
+  if (spread == 0) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) d[j] = total * simd::exp((z[j] - lse) - residual);
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) d[j] = total * simd::exp((z[j] - lse) - residual) - spread * (w == nullptr ? op_t(1) : w[j]);
+  }
+}
+
+// A tensor whose element type is known only at run time; kernels are compiled once per op_t. Half types go through scratch in the L1
+// cache: loops that mix 16-bit storage with exponentials measured slower than a conversion pass of their own.
 template <typename op_t>
 class Blocks {
  public:
@@ -37,34 +90,48 @@ class Blocks {
     dispatch_floating(t.scalar_type(), op, argument, [&](auto zero) {
       using scalar_t = decltype(zero);
       width_ = sizeof(scalar_t);
-      direct_ = std::is_same_v<scalar_t, op_t>;
-      load_ = [](const char* p, int64_t stride, int64_t n, op_t* out) { simd::load(reinterpret_cast<const scalar_t*>(p), stride, n, out); };
-      store_ = [](const op_t* in, int64_t n, int64_t stride, char* p) { simd::store(in, n, stride, reinterpret_cast<scalar_t*>(p)); };
+      is_op_t_ = std::is_same_v<scalar_t, op_t>;
+      load_ = [](const char* in, int64_t stride, int64_t n, op_t* out) {
+        simd::load(reinterpret_cast<const scalar_t*>(in), stride, n, out);
+      };
+      store_ = [](const op_t* in, int64_t n, int64_t stride, char* out) { simd::store(in, n, stride, reinterpret_cast<scalar_t*>(out)); };
+      if constexpr (simd::is_half<scalar_t> && std::is_same_v<op_t, float>) {
+        load_pairs_ = [](const char* in, int64_t n, float* out) { simd::load_pairs(reinterpret_cast<const scalar_t*>(in), n, out); };
+        store_pairs_ = [](const float* in, int64_t n, char* out) { simd::store_pairs(in, n, reinterpret_cast<scalar_t*>(out)); };
+      }
     });
   }
-  // the block itself where no conversion is needed, else its copy in scratch
-  const op_t* read(int64_t offset, int64_t stride, int64_t n, op_t* scratch) const {
-    if (direct_ && stride == 1) return at(offset);
-    load(offset, stride, n, scratch);
-    return scratch;
-  }
-  void load(int64_t offset, int64_t stride, int64_t n, op_t* out) const { load_(data_ + offset * width_, stride, n, out); }
-  void store(const op_t* in, int64_t n, int64_t offset, int64_t stride) const { store_(in, n, stride, data_ + offset * width_); }
-  // where a block may be written in place; null where it needs a conversion
-  op_t* writable(int64_t offset, int64_t stride) const { return direct_ && stride == 1 ? at(offset) : nullptr; }
-  op_t at_element(int64_t offset) const {
+
+  void load(int64_t offset, int64_t stride, int64_t n, op_t* out) const { load_(at(offset), stride, n, out); }
+  void store(const op_t* in, int64_t n, int64_t offset, int64_t stride) const { store_(in, n, stride, at(offset)); }
+  op_t element(int64_t offset) const {
     op_t value;
     load(offset, 1, 1, &value);
     return value;
   }
+  // the elements in place where they are contiguous op_t; null where they need a conversion or a gather
+  op_t* in_place(int64_t offset, int64_t stride) const { return is_op_t_ && stride == 1 ? reinterpret_cast<op_t*>(at(offset)) : nullptr; }
+  const op_t* read(int64_t offset, int64_t stride, int64_t n, op_t* scratch) const {
+    if (const op_t* direct = in_place(offset, stride)) return direct;
+    load(offset, stride, n, scratch);
+    return scratch;
+  }
+
+  // whether n contiguous elements can be read and written in the order of simd::load_pairs, which is faster where order is immaterial
+  bool pairs(int64_t stride, int64_t n) const { return load_pairs_ != nullptr && stride == 1 && n % 2 == 0; }
+  void load_pairs(int64_t offset, int64_t n, op_t* out) const { load_pairs_(at(offset), n, out); }
+  void store_pairs(const op_t* in, int64_t n, int64_t offset) const { store_pairs_(in, n, at(offset)); }
 
  private:
-  op_t* at(int64_t offset) const { return reinterpret_cast<op_t*>(data_) + offset; }
+  char* at(int64_t offset) const { return data_ + offset * width_; }
+
   char* data_;
   int64_t width_;
-  bool direct_;
+  bool is_op_t_;
   void (*load_)(const char*, int64_t, int64_t, op_t*);
   void (*store_)(const op_t*, int64_t, int64_t, char*);
+  void (*load_pairs_)(const char*, int64_t, op_t*) = nullptr;
+  void (*store_pairs_)(const op_t*, int64_t, char*) = nullptr;
 };
 
 template <typename map_t, typename op_t>
@@ -76,84 +143,72 @@ NL_CLONES void map_values(map_t map, op_t* __restrict z, int64_t n) {
 template <typename map_t, typename op_t>
 NL_CLONES void times_map_slope(map_t map, const op_t* __restrict a, op_t* __restrict d, int64_t n) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) d[j] *= map.slope(a[j]);
+  for (int64_t j = 0; j < n; ++j) d[j] = d[j] == 0 ? op_t(0) : d[j] * map.slope(a[j]);  // 0 also where a is NaN
 }
 
-// NaN is dropped here; it comes back through sum_exp
-template <typename op_t>
-NL_CLONES op_t block_max(const op_t* __restrict z, int64_t n) {
-  op_t m = -simd::infinity<op_t>;
-#pragma omp simd reduction(max : m)
-  for (int64_t j = 0; j < n; ++j) m = z[j] > m ? z[j] : m;
-  return m;
-}
-
-template <typename op_t>
-NL_CLONES op_t sum_exp(const op_t* __restrict z, int64_t n, op_t shift) {
-  op_t s = 0;
-#pragma omp simd reduction(+ : s)
-  for (int64_t j = 0; j < n; ++j) s += simd::exp(z[j] - shift);
-  return s;
-}
-
-// sum_j w_j (shift - z_j)
-template <typename op_t>
-NL_CLONES op_t sum_deviation(const op_t* __restrict z, const op_t* __restrict w, int64_t n, op_t shift) {
-  op_t s = 0;
-  if (w == nullptr) {
-#pragma omp simd reduction(+ : s)
-    for (int64_t j = 0; j < n; ++j) s += shift - z[j];
-  } else {
-#pragma omp simd reduction(+ : s)
-    for (int64_t j = 0; j < n; ++j) s += w[j] * (shift - z[j]);
-  }
-  return s;
-}
-
-// d_j = scale e^{(z_j - lse) - residual}: two subtractions keep the bits of lse that op_t cannot hold next to a large offset
-template <typename op_t>
-NL_CLONES void scaled_softmax(const op_t* __restrict z, int64_t n, op_t lse, op_t residual, op_t scale, op_t* __restrict d) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) d[j] = scale * simd::exp((z[j] - lse) - residual);
-}
-
-// online log-sum-exp over blocks, merged in double
+// Online sum_j e^{z_j - shift} over blocks, merged in double. The shift is the maximum of the first block that has one; later blocks are
+// summed with the shift as it stands while their own maximum is found, and only one that exceeds it by 40 makes the sum move: one pass
+// per block, and e^40 leaves float its full relative accuracy.
 struct OnlineSum {
-  double max = -simd::infinity<double>, sum = 0;
+  double shift = -simd::infinity<double>, sum = 0;
 
   template <typename op_t>
   void add(const op_t* z, int64_t n) {
-    const op_t m = block_max(z, n);
+    add(z, n, [&](op_t from, op_t* top) { return sum_exp_max(z, n, from, top); });
+  }
+  // and deviation += sum_j w_j (origin - z_j)
+  template <typename op_t>
+  void add(const op_t* z, int64_t n, const op_t* w, op_t origin, double* deviation) {
+    add(z, n, [&](op_t from, op_t* top) {
+      return w == nullptr ? sum_exp_max_deviation<false>(z, n, from, top, w, origin, deviation)
+                          : sum_exp_max_deviation<true>(z, n, from, top, w, origin, deviation);
+    });
+  }
+
+ private:
+  template <typename op_t, typename F>
+  void add(const op_t* z, int64_t n, F&& sum_from) {
+    if (n == 0) return;
+    op_t top;
+    if (shift == -simd::infinity<double>) shift = block_max(z, n);
     // a block of -inf (or NaN) has no usable maximum: shift by 0, so that -inf gives 0 and NaN stays
-    const double s = sum_exp(z, n, m == -simd::infinity<op_t> ? op_t(0) : m);
-    if (m > max) {
-      sum = sum * std::exp(max - m) + s;
-      max = m;
+    const op_t s = sum_from(shift == -simd::infinity<double> ? op_t(0) : static_cast<op_t>(shift), &top);
+    if (top - shift > 40) {
+      sum = sum * std::exp(shift - top) + sum_exp_max(z, n, top, &top);
+      shift = top;
     } else {
-      sum += m == -simd::infinity<op_t> ? s : s * std::exp(m - max);
+      sum += s;
     }
   }
 };
 
-// Row statistics from the target logit and the log-sum-exp of the others, through the logit deficit
-//   delta = lse' - z_y,  nll = softplus(delta),  lse = z_y + nll = lse' + softplus(-delta)
-// lse is returned as a rounded value and the residual that rounding lost.
+// Row statistics from the target logit z_y and the other classes' sum of e^{z_j - shift}, with nll >= 0 formed without cancellation:
+//   top = max(shift, z_y),  nll = (top - z_y) + log1p(rest),  lse = top + log1p(rest)
+//   rest = sum e^{shift - z_y} where z_y is the top, else (sum - 1) + e^{z_y - shift}   (a sum with shift on top is at least 1)
+// lse comes as a rounded value and the residual that rounding lost (two-sum). Branch-free, so that it vectorises across rows.
+// z_y = NaN or +inf, NaN among the others, and a row of -inf give NaN; z_y = -inf next to a finite logit gives nll = +inf.
 template <typename op_t>
-void row_statistics(double z_y, double other_max, double other_sum, op_t* nll, op_t* lse, op_t* residual) {
-  const double infinity = simd::infinity<double>;
-  if (std::isnan(z_y) || z_y == infinity || (z_y == -infinity && other_sum == 0)) {
-    *nll = *lse = *residual = std::numeric_limits<op_t>::quiet_NaN();
-    return;
-  }
-  const double log_sum = std::log(other_sum), delta = log_sum - (z_y - other_max);
-  const double softplus = std::log1p(std::exp(-std::fabs(delta)));
-  const double loss = delta > 0 ? delta + softplus : softplus + (std::isnan(delta) ? delta : 0);
-  // the larger of z_y and lse' plus a small number, as an exact sum of two doubles
-  const double base = delta > 0 ? other_max : z_y, small = delta > 0 ? log_sum + softplus : loss;
-  const double high = base + small, part = high - base, low = (base - (high - part)) + (small - part);
+NL_INLINE void row_statistics(op_t z_y, op_t shift, op_t sum, op_t* nll, op_t* lse, op_t* residual) {
+  const bool target_on_top = z_y >= shift;
+  const op_t top = target_on_top ? z_y : shift, below = target_on_top ? shift - z_y : z_y - shift;
+  const op_t e = simd::exp(below);
+  const op_t log_rest = simd::log1p(target_on_top ? sum * e : (sum - 1) + e);
+  const op_t loss = (top - z_y) + log_rest;
+  const op_t high = top + log_rest, part = high - top, low = (top - (high - part)) + (log_rest - part);
+  *nll = loss;
+  *lse = loss == loss ? high : loss;
+  *residual = high - high == 0 ? low : op_t(0);  // infinite lse: nothing to correct
+}
+
+// The same for one row on its own, in double: a row of many classes can pay for it, and the scalar code of a caller that is not
+// multi-versioned has no fused multiply-add.
+template <typename op_t>
+void row_statistics_in_double(double z_y, const OnlineSum& others, op_t* nll, op_t* lse, op_t* residual) {
+  double loss, high, low;
+  row_statistics(z_y, others.shift, others.sum, &loss, &high, &low);
   *nll = static_cast<op_t>(loss);
   *lse = static_cast<op_t>(high);
-  *residual = std::isfinite(*lse) ? static_cast<op_t>((high - static_cast<double>(*lse)) + low) : op_t(0);
+  *residual = std::isfinite(*lse) ? static_cast<op_t>((high - *lse) + low) : op_t(0);
 }
 
 // rows per task: enough work to pay for a thread

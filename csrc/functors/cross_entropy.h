@@ -42,8 +42,9 @@ struct SoftCapMap {  // z = cap tanh(a / cap)
   }
   template <typename T>
   NL_INLINE T slope(T a) const {
-    const T t = simd::tanh(a / T(cap));
-    return T(1) - t * t;
+    // 1 - tanh^2 would cancel where the cap saturates
+    const T e = simd::exp(T(-2) * std::fabs(a / T(cap))), s = T(1) + e;
+    return T(4) * e / (s * s);
   }
 };
 

@@ -77,7 +77,7 @@ def cross_entropy(
         check_targets: on CUDA, read back and raise for invalid labels (synchronises). On CPU they always raise.
 
     Returns:
-        Scalar, or for ``"none"`` the shape of the rows. float32 (float64 for float64): torch would return bfloat16 for bfloat16 logits.
+        Scalar, or for ``"none"`` the shape of the rows. float32 (float64 for float64), where torch returns bfloat16 for bfloat16 logits.
 
     Raises:
         IndexError: a label outside [0, V) that is not ``ignore_index`` (on CUDA without ``check_targets``: that row's loss is NaN and its

@@ -1,0 +1,79 @@
+"""The demos run at tiny size, say what they promise, and their own check can fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import nearlinear
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+for needed in ("sklearn", "matplotlib"):
+    pytest.importorskip(needed, reason="the demos need examples/requirements.txt")
+
+
+def run(name: str, out: Path) -> str:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--quick", "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert result.stderr == "", "no progress bar and no warning in a log"
+    return result.stdout
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_language_model(tmp_path: Path) -> None:
+    text = run("language_model", tmp_path / "figures/out.png")
+    assert "20,000 tokens" in text
+    for words in ("training step, ms", "its loss and backward, ms", "memory above start, MB", "peak memory, MB", "held-out"):
+        assert words in text
+    assert "the loss curves agree" in text
+
+
+def test_noisy_labels(tmp_path: Path) -> None:
+    text = run("noisy_labels", tmp_path / "out.png")
+    accuracies = {line[:30].strip(): float(line[30:].split()[0]) for line in text.splitlines()[2:6]}
+    assert list(accuracies) == ["CE", "GCE(q=0.7)", "GCE, then truncated (k=0.5)", "MAE"]
+    assert all(accuracy > 70 for accuracy in accuracies.values()), accuracies
+
+
+def test_the_tolerance_of_the_curves_sees_a_wrong_gradient() -> None:
+    demo = load("language_model")
+    ids, num_classes = demo.standard_library(10_000)
+
+    def curve(loss_function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        torch.manual_seed(0)
+        model, data, losses = demo.LanguageModel(num_classes, 8), demo.batches(ids, 128, 8, 0), []
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(15):
+            tokens, targets = next(data)
+            optimizer.zero_grad()
+            loss = loss_function(model(tokens), targets)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def target_gradient_too_small(logits: Tensor, targets: Tensor) -> Tensor:
+        target_logit = logits.gather(1, targets.unsqueeze(1)).mean()
+        return nearlinear.cross_entropy(logits, targets) + 0.01 * (target_logit - target_logit.detach())
+
+    eager = curve(F.cross_entropy)
+    assert ((curve(nearlinear.cross_entropy) - eager).abs() / eager).max() < demo.CURVE_TOLERANCE / 5
+    assert ((curve(target_gradient_too_small) - eager).abs() / eager).max() > 5 * demo.CURVE_TOLERANCE
