@@ -70,7 +70,7 @@ CPP = [
     (ROW, "add(k + 1, n - k - 1);", "add(k, n - k);", BUDGET),
     (ROW, "has_target && w == nullptr && in.pairs", "has_target && in.pairs", f"{ACCURACY} -k weighted_halves"),
     (TILE, "k[l] == j ? -simd::infinity<op_t> : v;", "v;", f"{BUDGET} -k image_tiles"),
-    (TILE, "relative < 0 || relative >= classes ? -1", "relative < 0 ? -1", f"{BUDGET} -k image_tiles"),
+    (TILE, "relative = y[l] - begin;", "relative = y[l];", f"{BUDGET} -k image_tiles"),
     (TILE, "add[l] = s.sum[l] * simd::exp(s.max[l] - shift[l]);", "add[l] = s.sum[l];", f"{BUDGET} -k image_tiles"),
     (TILE, "accumulate_deviation(tile, n, weight == nullptr ? nullptr : weight + begin, s)", "accumulate_deviation(tile, n, weight, s)",
      f"{BUDGET} -k image_tiles"),
