@@ -199,7 +199,7 @@ def plot(results: dict[str, dict[str, list[float]]], steps: int, out: Path) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=10**9, help="use at most this many tokens (default: all)")
     parser.add_argument("--batch", type=int, default=2048, help="predicted tokens per step")
     parser.add_argument("--context", type=int, default=8, help="tokens that the model sees")

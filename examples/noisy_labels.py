@@ -1,7 +1,7 @@
 """Robust losses against wrong labels: scikit-learn's digits, 40 % of the training labels replaced by another class, a small network
 trained under four losses that differ in one argument.
 
-    python examples/noisy_labels.py            # less than a minute
+    python examples/noisy_labels.py            # about a minute
     python examples/noisy_labels.py --quick    # seconds
 
 Test labels are clean. Cross-entropy ends up learning the wrong labels by heart; GCE (arXiv:1805.07836) weighs the gradient of a row by

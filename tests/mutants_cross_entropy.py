@@ -75,7 +75,7 @@ CPP = [
     (TILE, "accumulate_deviation(tile, n, weight == nullptr ? nullptr : weight + begin, s)", "accumulate_deviation(tile, n, weight, s)",
      f"{BUDGET} -k image_tiles"),
     # numerics
-    (BLOCKS, "d[j] = total * simd::exp((z[j] - lse) - residual);", "d[j] = total * simd::exp(z[j] - lse);", f"{ACCURACY} -k offset"),
+    (ROW, "(d_nll[row] + without_nll(row)) * simd::exp(-residual[row]);", "d_nll[row] + without_nll(row);", f"{ACCURACY} -k offset"),
     (BLOCKS, "*lse = loss == loss ? high : loss;", "*lse = high;", f"{EDGES} -k not_a_number"),
     (BLOCKS, "*residual = high - high == 0 ? low : op_t(0);", "*residual = low;", f"{EDGES} -k minus_infinity"),
     (BLOCKS, "simd::log1p(target_on_top ? sum * e : (sum - 1) + e)", "std::log(1 + (target_on_top ? sum * e : (sum - 1) + e))",

@@ -2,7 +2,7 @@
 //                     d_input = map' * (G p_j - d_nll [j = y] - d_spread w_j),  G = d_nll + d_lse + d_spread sum w
 // Shapes: input [N, V] or [N, V, P] any strides, target [N] or [N, P] int64, weight [V]; statistics float32 (float64 for float64).
 // Algorithm: one online pass (Milakov and Gimelshein 2018) over the classes other than the target. Rows of many classes go in blocks of
-//   4096 classes; few classes, or classes with a stride, go in tiles of 64 rows and vectorise across rows.
+//   2048 classes; few classes, or classes with a stride, go in tiles of 64 rows and vectorise across rows.
 // Cost: reads N V forward, reads and writes N V backward; 2 N V exponentials; no [N, V] temporary.
 // Numerics: logit deficit, so nll keeps its relative accuracy down to 1e-30 and under any common offset; blocks merge in float64;
 //   NaN, +inf and an all -inf row give NaN in that row only; ignored rows and rows with zero upstream are never read; run_to_run,

@@ -18,7 +18,8 @@ struct RowUpstream {
   NL_INLINE bool is_zero(int64_t row) const { return d_nll[row] == 0 && d_lse[row] == 0 && (d_spread == nullptr || d_spread[row] == 0); }
   NL_INLINE op_t spread(int64_t row) const { return d_spread == nullptr ? op_t(0) : d_spread[row]; }
   NL_INLINE op_t without_nll(int64_t row) const { return d_lse[row] + spread(row) * static_cast<op_t>(weight_sum); }
-  NL_INLINE op_t total(int64_t row) const { return d_nll[row] + without_nll(row); }
+  // factor of e^{z_j - lse}
+  NL_INLINE op_t total(int64_t row) const { return (d_nll[row] + without_nll(row)) * simd::exp(-residual[row]); }
   // gradient of the target logit: p_y - 1 is never formed
   op_t target(int64_t row, op_t weight_y) const {
     const double loss = nll[row];
@@ -79,7 +80,7 @@ void backward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t
   alignas(64) op_t a[kBlock], z_scratch[kBlock], d[kBlock];
   constexpr bool mapped = !std::is_same_v<map_t, IdentityMap>;
   const int64_t base = L.offset(row), d_base = D.offset(row);
-  const op_t total = up.total(row), spread = up.spread(row), lse = up.lse[row], residual = up.residual[row];
+  const op_t total = up.total(row), spread = up.spread(row), lse = up.lse[row];
   op_t d_y = up.target(row, weight == nullptr ? op_t(1) : weight[y]);
   if constexpr (mapped) d_y *= map.slope(in.element(base + y * L.stride_v));
   for (int64_t begin = 0; begin < L.classes; begin += kBlock) {
@@ -95,7 +96,7 @@ void backward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t
     }
     op_t* direct = d_in.in_place(d_offset, D.stride_v);
     op_t* d_z = direct != nullptr ? direct : d;
-    softmax_gradient(z, n, lse, residual, total, spread, w, d_z);
+    softmax_gradient(z, n, lse, total, spread, w, d_z);
     if constexpr (mapped) times_map_slope(map, raw, d_z, n);
     if (pairs) {
       d_in.store_pairs(d, n, d_offset);

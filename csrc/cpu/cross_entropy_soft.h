@@ -38,12 +38,12 @@ NL_CLONES void soft_sums(const op_t* __restrict z, const op_t* __restrict c, int
   *dot = d, *mass = m;
 }
 
-// d_j = total p_j - d_xent c_j
+// d_j = total e^{z_j - lse} - d_xent c_j; total carries e^{-residual}
 template <typename op_t>
-NL_CLONES void soft_gradient(const op_t* __restrict z, const op_t* __restrict c, int64_t n, op_t lse, op_t residual, op_t total,
-                             op_t d_xent, op_t* __restrict d) {
+NL_CLONES void soft_gradient(const op_t* __restrict z, const op_t* __restrict c, int64_t n, op_t lse, op_t total, op_t d_xent,
+                             op_t* __restrict d) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) d[j] = total * simd::exp((z[j] - lse) - residual) - d_xent * c[j];
+  for (int64_t j = 0; j < n; ++j) d[j] = total * simd::exp(z[j] - lse) - d_xent * c[j];
 }
 
 template <typename op_t>
@@ -97,7 +97,8 @@ void soft_backward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const
                        const SoftUpstream<op_t>& up, const Logits& D, const Blocks<op_t>& d_in, const Logits* DT,
                        const Blocks<op_t>* d_target) {
   alignas(64) op_t a[kBlock], z[kBlock], c_scratch[kBlock], d[kBlock];
-  const op_t g = up.d_xent[row], total = g * up.mass[row] + up.d_lse[row], lse = up.lse[row], residual = up.residual[row];
+  const op_t g = up.d_xent[row], lse = up.lse[row], residual = up.residual[row];
+  const op_t total = (g * up.mass[row] + up.d_lse[row]) * simd::exp(-residual);
   const bool live = g != 0 || up.d_lse[row] != 0;  // a row with zero upstream gives zeros, whatever its logits and targets are
   for (int64_t begin = 0; begin < L.classes; begin += kBlock) {
     const int64_t n = std::min(kBlock, L.classes - begin);
@@ -106,7 +107,7 @@ void soft_backward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const
     map_values(map, z, n);
     const op_t* c = target.read(row, begin, n, c_scratch);
     if (live) {
-      soft_gradient(z, c, n, lse, residual, total, g, d);
+      soft_gradient(z, c, n, lse, total, g, d);
       times_map_slope(map, a, d, n);
     } else {
       std::fill_n(d, n, op_t(0));

@@ -158,7 +158,7 @@ void forward_tile(const Logits& L, const Lanes& G, const Blocks<op_t>& in, map_t
 // upstream gradients and statistics of the lanes; a lane is live unless it is ignored, has no upstream or lies beyond the rows
 template <typename op_t>
 struct TileUpstream {
-  alignas(64) op_t d_nll[kLanes], without_nll[kLanes], spread[kLanes], nll[kLanes], lse[kLanes], residual[kLanes];
+  alignas(64) op_t total[kLanes], d_nll[kLanes], without_nll[kLanes], spread[kLanes], nll[kLanes], lse[kLanes];
   alignas(64) int32_t live[kLanes];
 };
 
@@ -173,8 +173,7 @@ NL_CLONES void tile_gradient(const op_t* __restrict z, int64_t classes, const op
     const op_t w = weight == nullptr ? op_t(1) : weight[j];
 #pragma omp simd
     for (int64_t l = 0; l < kLanes; ++l) {
-      const op_t p = simd::exp((z[j * kLanes + l] - up.lse[l]) - up.residual[l]);
-      const op_t value = (k[l] == j ? d_y[l] : (up.d_nll[l] + up.without_nll[l]) * p) - up.spread[l] * w;
+      const op_t value = (k[l] == j ? d_y[l] : up.total[l] * simd::exp(z[j * kLanes + l] - up.lse[l])) - up.spread[l] * w;
       d[j * kLanes + l] = up.live[l] ? value : op_t(0);
     }
   }
@@ -188,7 +187,7 @@ NL_CLONES void load_upstream(const RowUpstream<op_t>& up, const int64_t* __restr
   for (int64_t l = 0; l < lanes; ++l) {
     const int64_t r = row + l;
     out.d_nll[l] = up.d_nll[r], out.without_nll[l] = up.without_nll(r), out.spread[l] = up.spread(r);
-    out.nll[l] = up.nll[r], out.lse[l] = up.lse[r], out.residual[l] = up.residual[r];
+    out.nll[l] = up.nll[r], out.lse[l] = up.lse[r], out.total[l] = up.total(r);
     out.live[l] = y[l] != ignore_index && !up.is_zero(r);
   }
 }

@@ -13,7 +13,7 @@ namespace nearlinear {
 
 using torch::stable::Tensor;
 
-// elements per block: 16 KB of float, half of a usual L1 cache
+// elements per block: 8 KB of float, so that the arrays of a block stay in a usual L1 cache together
 constexpr int64_t kBlock = 2048;
 
 // logits [B, V] or [B, V, P] seen as B * P rows of V classes; strides in elements
@@ -67,17 +67,17 @@ NL_CLONES op_t sum_exp_max_deviation(const op_t* __restrict z, int64_t n, op_t s
   return s;
 }
 
-// d_j = total p_j - spread w_j with p_j = e^{(z_j - lse) - residual}: two subtractions keep the bits of lse that op_t cannot hold next to
-// a large offset
+// d_j = total e^{z_j - lse} - spread w_j. total carries e^{-residual}: z_j - lse is exact next to a large common offset, and the bits of
+// lse that op_t could not hold there come back as a factor.
 template <typename op_t>
-NL_CLONES void softmax_gradient(const op_t* __restrict z, int64_t n, op_t lse, op_t residual, op_t total, op_t spread,
-                                const op_t* __restrict w, op_t* __restrict d) {
+NL_CLONES void softmax_gradient(const op_t* __restrict z, int64_t n, op_t lse, op_t total, op_t spread, const op_t* __restrict w,
+                                op_t* __restrict d) {
   if (spread == 0) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) d[j] = total * simd::exp((z[j] - lse) - residual);
+    for (int64_t j = 0; j < n; ++j) d[j] = total * simd::exp(z[j] - lse);
   } else {
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) d[j] = total * simd::exp((z[j] - lse) - residual) - spread * (w == nullptr ? op_t(1) : w[j]);
+    for (int64_t j = 0; j < n; ++j) d[j] = total * simd::exp(z[j] - lse) - spread * (w == nullptr ? op_t(1) : w[j]);
   }
 }
 
