@@ -77,7 +77,7 @@ CPP = [
     # numerics
     (ROW, "(d_nll[row] + without_nll(row)) * simd::exp(-residual[row]);", "d_nll[row] + without_nll(row);", f"{ACCURACY} -k offset"),
     (BLOCKS, "*lse = loss == loss ? high : loss;", "*lse = high;", f"{EDGES} -k not_a_number"),
-    (BLOCKS, "*residual = high - high == 0 ? low : op_t(0);", "*residual = low;", f"{EDGES} -k minus_infinity"),
+    (BLOCKS, "*residual = high - high == 0 ? low : op_t(0);", "*residual = op_t(0);", f"{ACCURACY} -k offset"),
     (BLOCKS, "simd::log1p(target_on_top ? sum * e : (sum - 1) + e)", "std::log(1 + (target_on_top ? sum * e : (sum - 1) + e))",
      f"{ACCURACY} -k confident"),
     (ROW, "d_nll[row] * simd::one_minus_exp(loss)", "d_nll[row] * (1 - std::exp(-static_cast<float>(loss)))", f"{ACCURACY} -k confident"),
