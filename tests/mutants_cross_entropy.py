@@ -70,13 +70,14 @@ CPP = [
     (ROW, "add(k + 1, n - k - 1);", "add(k, n - k);", BUDGET),
     (ROW, "has_target && w == nullptr && in.pairs", "has_target && in.pairs", f"{ACCURACY} -k weighted_halves"),
     (TILE, "k[l] == j ? -simd::infinity<op_t> : v;", "v;", f"{BUDGET} -k image_tiles"),
-    (TILE, "const int64_t relative = y[l] - begin;", "const int64_t relative = y[l];", f"{BUDGET} -k image_tiles"),
+    (TILE, "relative = y[l] - begin;", "relative = y[l];", f"{BUDGET} -k image_tiles"),
     (TILE, "add[l] = s.sum[l] * simd::exp(s.max[l] - shift[l]);", "add[l] = s.sum[l];", f"{BUDGET} -k image_tiles"),
     (TILE, "accumulate_deviation(tile, n, weight == nullptr ? nullptr : weight + begin, s)", "accumulate_deviation(tile, n, weight, s)",
      f"{BUDGET} -k image_tiles"),
     # numerics
     (ROW, "(d_nll[row] + without_nll(row)) * simd::exp(-residual[row]);", "d_nll[row] + without_nll(row);", f"{ACCURACY} -k offset"),
     (BLOCKS, "*lse = loss == loss ? high : loss;", "*lse = high;", f"{EDGES} -k not_a_number"),
+    (BLOCKS, "*residual = high - high == 0 ? low : op_t(0);", "*residual = op_t(0);", f"{ACCURACY} -k offset"),
     (BLOCKS, "simd::log1p(target_on_top ? sum * e : (sum - 1) + e)", "std::log(1 + (target_on_top ? sum * e : (sum - 1) + e))",
      f"{ACCURACY} -k confident"),
     (ROW, "d_nll[row] * simd::one_minus_exp(loss)", "d_nll[row] * (1 - std::exp(-static_cast<float>(loss)))", f"{ACCURACY} -k confident"),
@@ -86,7 +87,7 @@ CPP = [
     (SIMD, "p = p * r + 0.16667637f;", "p = p * r + 0.16667f;", f"{ACCURACY} -k exponential"),
     (SIMD, "const float c = lowest > x ? lowest : x;", "const float c = x;", f"{EDGES} -k 'not_a_number or minus_infinity'"),
     (SIMD, "(bits >> 23) - 127;", "(bits >> 23) - 126;", f"{ACCURACY} -k confident"),
-    (SIMD, "p = p * s + 2.0f / 15;", "p = p * s + 2.0f / 16;", f"{ACCURACY} -k tanh"),
+    (SIMD, "p = p * s + 2.0f / 15;", "p = p * s + 2.0f / 16;", f"{ACCURACY} -k capped"),
     (SIMD, "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16", "u >> 16", f"{ACCURACY} -k rounded_once"),
     (SIMD, "h = a < 0x38800000 ? subnormal : normal", "h = a < 0x38000000 ? subnormal : normal", f"{ACCURACY} -k rounded_once"),
     (SIMD, "(magnitude | 0x7f800000) : finite", "finite : finite", f"{EDGES} -k minus_infinity"),
@@ -108,4 +109,36 @@ CPP = [
     (ROW, "  alignas(64) op_t scratch[kBlock];\n", "  static op_t scratch[kBlock];\n", f"{RUNTIME} -k scratch"),
 ]  # fmt: skip
 
-TRITON: list[tuple[str, str, str, str]] = []
+TRITON_HARD, TRITON_SOFT, TRITON_COMMON = (f"triton_kernels/{name}.py" for name in ("cross_entropy", "cross_entropy_soft", "common"))
+CASES, SPECIAL, AHEAD = "tests/triton_cases.py", "tests/triton_edges.py", "tests/test_triton_aot.py"
+TRITON = [
+    # masks, strides, index width
+    (TRITON_HARD, "m = live[:, None] & (j < V)[None, :]", "m = live[:, None] & (j <= V)[None, :]", CASES),
+    (TRITON_HARD, "p_d_input + i_o * stride_do + i_l * stride_dl", "p_d_input + i_o * stride_do + i_l * stride_il", CASES),
+    (TRITON_SOFT, "i_o * stride_uo + i_l * stride_ul", "i_o * stride_to + i_l * stride_tl", CASES),
+    (TRITON_HARD, "mask=m_n[:, None] & m_v)", "mask=live[:, None] & m_v)", CASES),
+    (TRITON_SOFT, "d.to(p_d_input.dtype.element_ty), mask=m_write", "d.to(p_d_input.dtype.element_ty), mask=m_read", SPECIAL),
+    (TRITON_COMMON, "i_o = (i_tile // tiles).to(tl.int64)", "i_o = i_tile // tiles", f"{AHEAD} -k offsets"),
+    (TRITON_HARD, "o_v = j.to(tl.int64)[None, :]", "o_v = j[None, :]", f"{AHEAD} -k offsets"),
+    (TRITON_HARD, "begin = (tl.program_id(0) % chunks).to(tl.int64) * CHUNK", "begin = (tl.program_id(0) % 2).to(tl.int64) * CHUNK", CASES),
+    # the online sum
+    (TRITON_HARD, "tl.where(up, total * e + 1, total + e)", "tl.where(up, total + 1, total + e)", CASES),
+    (TRITON_HARD, "tl.where(m & (j[None, :] != y[:, None]), z, -infinity)", "tl.where(m, z, -infinity)", CASES),
+    (TRITON_SOFT, "tl.where(mass != 0, mass * (top - before), 0) + ", "", CASES),
+    (TRITON_SOFT, "    deviation += tl.where(mass != 0, mass * (highest[:, None] - top), 0)\n", "", CASES),
+    # numerics
+    (TRITON_HARD, "d_nll * expm1(-nll)", "d_nll * (tl.exp(-nll) - 1)", f"{SPECIAL} -k confident"),
+    (TRITON_HARD, "tl.exp((z - lse[:, None]) - lost[:, None])", "tl.exp(z - lse[:, None])", f"{SPECIAL} -k offset"),
+    (TRITON_COMMON, "tl.where(u == 1, x, tl.log(u) * (x / (u - 1)))", "tl.log(u)", f"{SPECIAL} -k confident"),
+    (TRITON_COMMON, "p = p * s + 2.0 / 15", "p = p * s + 2.0 / 16", f"{CASES} -k functions"),
+    (TRITON_HARD, "tl.where(nll == nll, lse, nll)", "lse", f"{SPECIAL} -k special_values"),
+    (TRITON_HARD, "(total - 1) + e)", "total + e)", CASES),
+    (TRITON_HARD, 'm = tl.where(total == 0, -float("inf"), m)', "m = m", f"{SPECIAL} -k special_values"),
+    # options, labels, rows that are not to be read
+    (TRITON_HARD, "nll, weight_sum * nll + tl.sum(deviation, 1)", "nll, V * nll + tl.sum(deviation, 1)", CASES),
+    (TRITON_HARD, "d = tl.where(live[:, None], d * slope, 0)", "d = tl.where(live[:, None], d, 0)", CASES),
+    (TRITON_SOFT, "-(keep * d_xent)[:, None]", "-d_xent[:, None]", CASES),
+    (TRITON_HARD, "    live &= nonzero\n", "", f"{SPECIAL} -k zero_upstream"),
+    (TRITON_HARD, "live = kept & (label >= 0) & (label < V)", "live = kept & (label >= 0) & (label <= V)", f"{SPECIAL} -k out_of_range"),
+    (TRITON_HARD, 'tl.where(kept, float("nan"), 0.0)', 'tl.where(kept, 0.0, 0.0)', f"{SPECIAL} -k out_of_range"),
+]  # fmt: skip

@@ -82,6 +82,11 @@ def test_zero_upstream_gives_zero_gradient_of_a_poisoned_row(classes: int, devic
     gradient = evaluate(nearlinear.cross_entropy, {"input": x, "target": y}, {"reduction": "none"}, ["input"], upstream)[1][0]
     assert (gradient[1] == 0).all()
     assert gradient[::2].isfinite().all()
+    t = Draw().normal(3, classes).softmax(1).to(device)
+    t[1, 0] = nan  # makes the row's mass NaN too
+    options = {"reduction": "none", "label_smoothing": 0.1}
+    gradients = evaluate(nearlinear.cross_entropy, {"input": x, "target": t}, options, ["input", "target"], upstream)[1]
+    assert all((g[1] == 0).all() and g[::2].isfinite().all() for g in gradients)
 
 
 def test_zero_upstream_with_a_poisoned_probability(device: torch.device) -> None:
@@ -152,6 +157,8 @@ def test_minus_infinity(classes: int, dtype: torch.dtype, device: torch.device) 
     assert gradient.isfinite().all()
     assert loss[0] == 0
     assert loss[2] == inf
+    assert (gradient[0] == 0).all()  # probability 0 exactly, not the smallest exponential
+    assert gradient[1, 1] == 0
 
 
 @pytest.mark.parametrize("classes", [5, 70])
