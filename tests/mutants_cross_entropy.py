@@ -133,7 +133,6 @@ TRITON = [
     (TRITON_COMMON, "p = p * s + 2.0 / 15", "p = p * s + 2.0 / 16", f"{CASES} -k functions"),
     (TRITON_HARD, "tl.where(nll == nll, lse, nll)", "lse", f"{SPECIAL} -k special_values"),
     (TRITON_HARD, "(total - 1) + e)", "total + e)", CASES),
-    (TRITON_HARD, 'm = tl.where(total == 0, -float("inf"), m)', "m = m", f"{SPECIAL} -k special_values"),
     # options, labels, rows that are not to be read
     (TRITON_HARD, "nll, weight_sum * nll + tl.sum(deviation, 1)", "nll, V * nll + tl.sum(deviation, 1)", CASES),
     (TRITON_HARD, "d = tl.where(live[:, None], d * slope, 0)", "d = tl.where(live[:, None], d, 0)", CASES),
