@@ -105,7 +105,7 @@ class Tile(NamedTuple):
 ROW_TILES = ((16, Tile(64, 16, 64, 8)), (64, Tile(16, 64, 256, 4)), (2048, Tile(8, 256, 1024, 8)))
 LONG_TILE = Tile(1, 2048, 8192, 8)
 # rows contiguous and classes strided: the longer a run of rows, the fewer cache lines are read in part
-LANE_TILE = Tile(256, 4, 64, 4)
+LANE_TILE = Tile(128, 4, 64, 4)
 LANE_TILE_FROM = 64  # lanes; with fewer, most of the tile would be masked
 
 
