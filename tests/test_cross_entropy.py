@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from battery import Battery
 from measure import Case, Draw, Inputs, evaluate, same, within_budget
-from nearlinear import GCE, CompSum, Focal, Scale
+from nearlinear import CompSum, Focal, Scale
 from nearlinear.reference import cross_entropy as reference
+from nearlinear.row_losses import ROW_LOSSES
 from torch import Tensor
 
 ops = torch.ops.nearlinear
@@ -72,8 +73,11 @@ CASES = (
     ),
     Case("probabilities_blocks", probabilities(4099), "soft targets over two cache blocks", rows=3, native=("input", "target")),
     Case("probabilities_image", probabilities(5, 3, 4), "soft targets with pixels", rows=2, native=("input", "target")),
-    Case("gce", indices(5), "a bounded row loss", rows=7, options={"row_loss": GCE(0.7)}, checked=True),
-    Case("sum_exponential", indices(5), "a growing row loss: slope 1 / p", rows=7, options={"row_loss": CompSum(0.0)}, checked=True),
+    *(
+        Case(f"row_loss_{name}", indices(5), "a record of the table", rows=7, options={"row_loss": name}, checked=True)
+        for name in ROW_LOSSES if name != "ce"
+    ),
+    Case("growing_comp_sum", indices(5), "tau below 1: slope 1 / p", rows=7, options={"row_loss": CompSum(0.5)}, checked=True),
     Case(
         "focal_weighted", indices(131, weight="class", ignored=2), "row loss, class weights and ignored rows in the row kernel", rows=16,
         options={"row_loss": Focal(2.0), "ignore_index": 2},
@@ -88,6 +92,7 @@ class TestCrossEntropy(Battery):
     # inductor where reduction lines and rows fuse most; the others need the trace only
     compiled: ClassVar[dict[str, str]] = {
         "weighted": "inductor", "rows": "aot_eager", "image": "aot_eager", "probabilities": "aot_eager",
+        **{f"row_loss_{name}": "aot_eager" for name in ROW_LOSSES if name != "ce"},
     }  # fmt: skip
     modules = (
         (nearlinear.CrossEntropyLoss, nearlinear.cross_entropy, {"label_smoothing": 0.1, "softcap": 5.0, "z_loss": 0.1}),
