@@ -60,6 +60,12 @@ def test_committed_results_follow_the_schema(smoke):
     assert problems(wrong) == ["rows[0] must have times exactly if its status is ok"]
 
 
+def test_the_readme_shows_the_stored_run():
+    shown = (ROOT / "README.md").read_text().split("<!-- bench:begin -->\n")[1].split("\n<!-- bench:end -->")[0]
+    command = re.search(r"--json (\S+)", shown)[1]
+    assert shown == table.render(json.loads((ROOT / command).read_text()), markdown=True)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
