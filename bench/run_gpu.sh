@@ -105,7 +105,7 @@ gpu_tests() {
   # interpreter tests switch Triton to its interpreter for the whole process
   local common=(tests -q -m gpu -p no:cacheprovider --ignore-glob='tests/test_triton_*')
   if [ "$DRY" = 1 ]; then
-    "$PYTHON" -m pytest "${common[@]}" --collect-only || [ $? = 5 ] # 5: no GPU test exists yet
+    "$PYTHON" -m pytest "${common[@]}" --collect-only
   else
     "$PYTHON" -m pytest "${common[@]}" --timeout=60 --junitxml="$OUT/junit.xml"
   fi
