@@ -3,12 +3,18 @@
 
 STABLE_TORCH_LIBRARY(nearlinear, m) {
   // cross_entropy. Shapes: input [N, V] or [N, V, P], target [N] or [N, P]; statistics have the shape of the rows.
+  // input may be a shard: classes first_class to first_class + V of num_classes, labels counted from class 0.
   m.def(
-      "logit_stats(Tensor input, Tensor target, Tensor? weight, int ignore_index, str logit_map, float[] map_params, bool spread) "
-      "-> (Tensor nll, Tensor lse, Tensor spread, Tensor lse_residual)");
+      "logit_stats(Tensor input, Tensor target, Tensor? weight, int ignore_index, str logit_map, float[] map_params, bool spread, "
+      "int first_class=0, int? num_classes=None) -> (Tensor nll, Tensor lse, Tensor spread, Tensor lse_residual)");
   m.def(
       "logit_stats_backward(Tensor d_nll, Tensor d_lse, Tensor d_spread, Tensor input, Tensor target, Tensor? weight, Tensor nll, "
-      "Tensor lse, Tensor lse_residual, int ignore_index, str logit_map, float[] map_params, bool spread) -> Tensor d_input");
+      "Tensor lse, Tensor lse_residual, int ignore_index, str logit_map, float[] map_params, bool spread, int first_class=0, "
+      "int? num_classes=None) -> Tensor d_input");
+  m.def(
+      "logit_stats_backward_(Tensor d_nll, Tensor d_lse, Tensor d_spread, Tensor(a!) input, Tensor target, Tensor? weight, Tensor nll, "
+      "Tensor lse, Tensor lse_residual, int ignore_index, str logit_map, float[] map_params, bool spread, int first_class=0, "
+      "int? num_classes=None) -> ()");
   m.def(
       "soft_logit_stats(Tensor input, Tensor target, Tensor? weight, float label_smoothing, str logit_map, float[] map_params) "
       "-> (Tensor xent, Tensor lse, Tensor lse_residual, Tensor mass)");
@@ -16,5 +22,23 @@ STABLE_TORCH_LIBRARY(nearlinear, m) {
       "soft_logit_stats_backward(Tensor d_xent, Tensor d_lse, Tensor input, Tensor target, Tensor? weight, Tensor lse, "
       "Tensor lse_residual, Tensor mass, float label_smoothing, str logit_map, float[] map_params, bool target_gradient) "
       "-> (Tensor d_input, Tensor d_target)");
+  // linear_cross_entropy. Shapes: input [N, D], linear_weight [V, D], linear_bias [V], target [N], margin [N]; statistics [N]. The
+  // scores of input against linear_weight exist one tile at a time. wants: gradients of input, linear_weight, linear_bias, margin.
+  m.def(
+      "linear_logit_stats(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, Tensor? margin, "
+      "int ignore_index, str logit_map, float[] map_params, bool spread, int first_class=0, int? num_classes=None, "
+      "int? max_workspace_bytes=None) -> (Tensor nll, Tensor lse, Tensor spread, Tensor lse_residual)");
+  m.def(
+      "linear_logit_stats_backward(Tensor d_nll, Tensor d_lse, Tensor d_spread, Tensor input, Tensor linear_weight, Tensor? linear_bias, "
+      "Tensor target, Tensor? weight, Tensor? margin, Tensor nll, Tensor lse, Tensor lse_residual, int ignore_index, str logit_map, "
+      "float[] map_params, bool spread, int first_class, int? num_classes, int? max_workspace_bytes, bool[] wants) "
+      "-> (Tensor d_input, Tensor d_weight, Tensor d_bias, Tensor d_margin)");
+  // loss = sum_i row_scale_i rows_i with the gradients for an upstream of 1, computed in the same walk. Backward scales them by the
+  // upstream: in place, unless the graph is retained.
+  m.def(
+      "linear_row_loss(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, Tensor? margin, "
+      "Tensor row_scale, Tensor? extra_lse, int ignore_index, str logit_map, float[] map_params, str row_loss, float[] row_params, "
+      "float label_smoothing, float z_loss, int? max_workspace_bytes, bool[] wants) -> (Tensor loss, Tensor rows, Tensor d_extra_lse, "
+      "Tensor d_input, Tensor d_weight, Tensor d_bias, Tensor d_margin)");
   m.def("first_invalid_target(Tensor target, int num_classes, int ignore_index) -> Tensor");
 }

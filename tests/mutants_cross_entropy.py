@@ -94,7 +94,7 @@ CPP = [
     (SIMD, "encode<half_t>(even[i]) | (encode<half_t>(odd[i]) << 16)", "encode<half_t>(odd[i]) | (encode<half_t>(even[i]) << 16)",
      f"{BUDGET} -k blocks"),
     # options
-    (ROW, "out.weight_sum * nll + deviation", "L.classes * nll + deviation", BUDGET),
+    (ROW, "out.weight_sum * gap + deviation", "L.classes * gap + deviation", BUDGET),
     (ROW, "times_map_slope(map, raw, d_z, n)", "times_map_slope(map, z, d_z, n)", f"{BUDGET} -k capped_rows"),
     (SOFT, "g != 0 || up.d_lse[row] != 0;", "g != 0 || total != 0;", f"{EDGES} -k 'zero_upstream or may_hold'"),
     (SOFT, "(w == nullptr ? op_t(1) : w[j]) * (keep * t[j] + uniform)", "(w == nullptr ? op_t(1) : w[j]) * keep * t[j] + uniform", BUDGET),
@@ -134,10 +134,11 @@ TRITON = [
     (TRITON_HARD, "tl.where(nll == nll, lse, nll)", "lse", f"{SPECIAL} -k special_values"),
     (TRITON_HARD, "(total - 1) + e)", "total + e)", CASES),
     # options, labels, rows that are not to be read
-    (TRITON_HARD, "nll, weight_sum * nll + tl.sum(deviation, 1)", "nll, V * nll + tl.sum(deviation, 1)", CASES),
+    (TRITON_HARD, "weight_sum * gap + tl.sum(deviation, 1)", "V * gap + tl.sum(deviation, 1)", CASES),
     (TRITON_HARD, "d = tl.where(live[:, None], d * slope, 0)", "d = tl.where(live[:, None], d, 0)", CASES),
     (TRITON_SOFT, "-(keep * d_xent)[:, None]", "-d_xent[:, None]", CASES),
     (TRITON_HARD, "    live &= nonzero\n", "", f"{SPECIAL} -k zero_upstream"),
-    (TRITON_HARD, "live = kept & (label >= 0) & (label < V)", "live = kept & (label >= 0) & (label <= V)", f"{SPECIAL} -k out_of_range"),
+    (TRITON_HARD, "live = kept & (label >= 0) & (label < num_classes)", "live = kept & (label >= 0) & (label <= num_classes)",
+     f"{SPECIAL} -k out_of_range"),
     (TRITON_HARD, 'tl.where(kept, float("nan"), 0.0)', 'tl.where(kept, 0.0, 0.0)', f"{SPECIAL} -k out_of_range"),
 ]  # fmt: skip

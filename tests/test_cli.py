@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from nearlinear import environment, implementations, self_test
+from nearlinear import environment, implementations, reference, self_test
 from nearlinear.__main__ import main
 from nearlinear.progress import Progress, progress
 
 ROOT = Path(__file__).resolve().parents[1]
-OPS = {"first_invalid_target", "logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward"}
+OPS = set(implementations.ops())
 
 
 def test_env_names_versions_and_tests_every_op(capsys):
@@ -24,7 +24,7 @@ def test_env_names_versions_and_tests_every_op(capsys):
     assert "SIMD" in text
     for op in implementations.ops():
         line = next(line for line in text.splitlines() if line.startswith(op + " "))
-        assert line.split()[1] == "C++"
+        assert line.split()[1] in ("C++", "Python")
         assert " ok " in line
     assert f"{len(implementations.ops())} of {len(implementations.ops())} self-tests on cpu agree" in text
 
@@ -50,7 +50,7 @@ def test_env_fails_when_an_op_disagrees(op, monkeypatch, capsys):
     assert main(["env", "--device", "cpu"]) == 1
     text = capsys.readouterr().out
     assert f"{op}: FAILED on cpu: relative error above" in text
-    assert "4 of 5 self-tests" in text
+    assert f"{len(OPS) - 1} of {len(OPS)} self-tests" in text
 
 
 def test_env_fails_when_only_a_gradient_disagrees(monkeypatch):
@@ -78,25 +78,27 @@ def test_env_fails_on_nan_on_an_exception_and_on_an_op_without_a_test(monkeypatc
     assert outcomes["logit_stats"].value == float("inf")
     assert outcomes["soft_logit_stats"].reason == "RuntimeError: refused"
     assert outcomes["first_invalid_target"].reason == "no self-test is defined for this op"
-    assert [op for op, outcome in outcomes.items() if outcome.ok] == ["logit_stats_backward", "soft_logit_stats_backward"]
+    assert {op for op, outcome in outcomes.items() if outcome.ok} == OPS - {"logit_stats", "soft_logit_stats", "first_invalid_target"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is absent")
 def test_env_fails_on_a_device_that_was_asked_for_and_is_absent(capsys):
     assert main(["env", "--device", "cuda"]) == 1
-    assert "0 of 5 self-tests on cuda agree" in capsys.readouterr().out
+    assert f"0 of {len(OPS)} self-tests on cuda agree" in capsys.readouterr().out
 
 
 def test_implementations_name_files_that_exist():
     found = implementations.implementations()
     assert {entry.op for entry in found} == OPS
     for entry in found:
-        assert entry.kind in ("C++", "Triton", "missing")
+        assert entry.kind in ("C++", "Triton", "Python", "missing")
         assert (entry.kind == "missing") == bool(entry.reason)
-        assert implementations.family_of(entry.op) == "cross_entropy"
+        assert implementations.family_of(entry.op) in reference.__all__
         if entry.kind != "missing":
             assert (ROOT / entry.file).exists(), entry
-    assert all(entry.kind == "C++" and entry.file == "csrc/cpu/cross_entropy.cpp" for entry in found if entry.key == "CPU")
+    served = {entry.op: (entry.kind, entry.file) for entry in found if entry.key == "CPU"}
+    assert served["logit_stats"] == ("C++", "csrc/cpu/cross_entropy.cpp")
+    assert served["linear_row_loss"] == ("Python", "python/nearlinear/ops/linear_cross_entropy.py")
 
 
 def test_a_triton_launcher_decides_who_serves_cuda(monkeypatch):

@@ -124,7 +124,8 @@ class TestCrossEntropy(Battery):
             nll, lse, spread, residual = ops.logit_stats(*arguments)
             upstream = [torch.ones_like(t) for t in (nll, lse, spread)]
             samples.append((ops.logit_stats.default, arguments, (0,)))
-            samples.append((ops.logit_stats_backward.default, (*upstream, *arguments[:3], nll, lse, residual, *arguments[3:]), ()))
+            for backward in (ops.logit_stats_backward.default, ops.logit_stats_backward_.default):
+                samples.append((backward, (*upstream, arguments[0].clone(), *arguments[1:3], nll, lse, residual, *arguments[3:]), ()))
         for smoothing, weight in ((0.0, None), (0.1, w)):
             arguments = (x, soft, weight, smoothing, "scale", [0.5])
             xent, lse, residual, mass = ops.soft_logit_stats(*arguments)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import errors_linear
 import nearlinear
 import pytest
 import torch
@@ -120,10 +121,11 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: nearlinear.CrossEntropyLoss(row_loss=3), ValueError,
         f"CrossEntropyLoss: row_loss must be a RowLoss or one of {sorted(row_losses.ROW_LOSSES)}, got 3",
     ),
+    *errors_linear.ROWS,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "error", "text"), ROWS, ids=[text.replace("cross_entropy: ", "")[:50] for _, _, text in ROWS])
+@pytest.mark.parametrize(("call", "error", "text"), ROWS, ids=[text.replace("cross_entropy: ", "")[:60] for _, _, text in ROWS])
 def test_message(call: Callable[[], Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error) as caught:
         call()
@@ -153,7 +155,7 @@ def test_op_messages() -> None:
         (lambda: op(X[0], Y, None, -100, "identity", [], False), "input must have shape (N, V) or (N, V, P), got 1 dimensions"),
         (lambda: op(X, Y[:2], None, -100, "identity", [], False), "target must have one label per row, 3, got 2"),
         (lambda: op(X, Y.int(), None, -100, "identity", [], False), "target must be int64"),
-        (lambda: op(X, Y, None, -100, "tanh", [1.0], False), "logit_map must be identity, scale or soft_cap, got tanh"),
+        (lambda: op(X, Y, None, -100, "tanh", [1.0], False), "logit_map must be identity, scale, soft_cap, power or arcosh, got tanh"),
         (lambda: op(X, Y, None, -100, "scale", [], False), "map_params has the wrong length for logit_map=scale"),
         (lambda: op(X, Y, WEIGHT.double(), -100, "identity", [], True), "weight must have the dtype of the statistics"),
         (lambda: op(X, Y, WEIGHT[:4], -100, "identity", [], True), "weight must be contiguous with shape (V,)"),
@@ -169,7 +171,11 @@ def literals(node: ast.AST) -> list[str]:
     return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
 
-@pytest.mark.parametrize("module", [nearlinear.cross_entropy, _checks.require, row_losses.RowLoss, SoftCap], ids=lambda m: m.__module__)
+@pytest.mark.parametrize(
+    "module",
+    [nearlinear.cross_entropy, nearlinear.linear_cross_entropy, nearlinear.plan, _checks.require, row_losses.RowLoss, SoftCap],
+    ids=lambda m: m.__module__,
+)
 def test_the_table_is_complete(module: Any) -> None:
     """Every raise and every requirement in the source has a row: the longest literal piece of its text occurs in one."""
     tree = ast.parse(Path(inspect.getsourcefile(module)).read_text())

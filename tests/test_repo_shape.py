@@ -21,7 +21,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 API = ROOT / "docs" / "api.txt"
-NON_DIFFERENTIABLE = {"first_invalid_target"}
+NON_DIFFERENTIABLE = {"first_invalid_target", "logit_stats_backward_"}
+GRADIENTS_IN_FORWARD = {"linear_row_loss"}  # no backward op: the forward returns the gradients
 HEADER = ("Shapes", "Algorithm", "Cost", "Numerics")  # after the line that says what is computed
 GOOD_FILE, MAX_FILE, MAX_FUNCTION, MAX_CONSTEXPR = 300, 400, 50, 6
 
@@ -47,11 +48,14 @@ def schemas() -> dict[str, list[str]]:
 
 
 OPS = schemas()
-FORWARD = [op for op in OPS if not op.endswith("_backward")]
+FORWARD = [op for op in OPS if not op.rstrip("_").endswith("_backward")]
+# walks over tiles, in Python: one kernel for every device, on ops that have one for each
+COMPOSED = {op for p in sources("python/nearlinear/ops/*.py") for op in re.findall(r'library\.impl\("nearlinear::(\w+)"', p.read_text())}
 each_op = pytest.mark.parametrize("op", OPS)
 
 
 def has_kernel(op: str, key: str) -> bool:
+    key = "CompositeExplicitAutograd" if op in COMPOSED and key == "CPU" else key
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"nearlinear::{op}", key)
 
 
@@ -79,7 +83,7 @@ def test_op_has_kernel_fake_and_derivatives(op: str) -> None:
         assert not has_kernel(op, "Autograd")
         return
     assert has_kernel(op, "Autograd"), "a backward op needs its second derivative, or one that raises"
-    if not op.endswith("_backward"):
+    if op in FORWARD and op not in GRADIENTS_IN_FORWARD:
         assert f"{op}_backward" in OPS
 
 
@@ -116,9 +120,8 @@ def test_one_implementation_per_op_and_key() -> None:
     for key, files in (("CPU", sources("csrc/cpu/*.cpp")), ("CUDA", sources("csrc/cuda/*.cu", "triton_kernels/__init__.py"))):
         implemented = [op for file in files for op in re.findall(r'(?:m|library)\.impl\(\s*"(\w+)"', file.read_text())]
         assert len(implemented) == len(set(implemented)), f"{key}: registered twice"
-        assert set(implemented) <= set(OPS)
-        if key == "CPU":
-            assert set(implemented) == set(OPS)
+        assert set(implemented) | COMPOSED == set(OPS)
+        assert not set(implemented) & COMPOSED
 
 
 # ---- kernel files

@@ -1,10 +1,11 @@
 """The Triton kernels as compiled for sm_80 and sm_90, without a GPU: they compile, spill nothing, keep to their budget of registers and
-shared memory, and form every offset in 64 bits. ``python tests/test_triton_aot.py`` writes the budget anew."""
+shared memory, and form every offset in 64 bits. ``python tests/test_triton_aot.py`` writes the budget of the Triton installed."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,21 +35,24 @@ def compiled() -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     return compile_all()
 
 
-def test_the_budget_lists_exactly_what_the_launchers_can_choose(compiled: Any) -> None:
-    assert set(compiled[0]) == set(json.loads(BUDGET.read_text())["kernels"])
-
-
-def test_registers_and_shared_memory_keep_to_the_budget(compiled: Any) -> None:
+@pytest.fixture(scope="module")
+def budget() -> dict[str, list[int]]:
+    """[registers, shared bytes] by key. Another compiler allots other registers, so each has a budget of its own."""
     import triton
 
-    budget = json.loads(BUDGET.read_text())
-    slack = 1.0 if triton.__version__ == budget["triton"] else 1.15  # another compiler moves registers by up to a tenth
-    over = {}
-    for key, report in compiled[0].items():
-        registers, shared = budget["kernels"][key]
-        if report["registers"] > slack * registers or report["shared"] > slack * shared:
-            over[key] = (report["registers"], report["shared"], budget["kernels"][key])
-    assert not over
+    budgets = json.loads(BUDGET.read_text())
+    if triton.__version__ not in budgets:
+        pytest.skip(f"no budget is recorded for Triton {triton.__version__}, only for {', '.join(budgets)}")
+    return budgets[triton.__version__]
+
+
+def test_the_budget_lists_exactly_what_the_launchers_can_choose(compiled: Any, budget: dict[str, list[int]]) -> None:
+    assert set(compiled[0]) == set(budget)
+
+
+def test_registers_and_shared_memory_keep_to_the_budget(compiled: Any, budget: dict[str, list[int]]) -> None:
+    used = {key: [report["registers"], report["shared"]] for key, report in compiled[0].items()}
+    assert not {key: (used[key], budget[key]) for key in used if used[key][0] > budget[key][0] or used[key][1] > budget[key][1]}
 
 
 def test_nothing_spills(compiled: Any) -> None:
@@ -74,6 +78,7 @@ def test_long_rows_load_16_bytes_at_once(compiled: Any) -> None:
 if __name__ == "__main__":
     import triton
 
-    kernels = {key: [report["registers"], report["shared"]] for key, report in compile_all()[0].items()}
-    lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(kernels.items()))
-    BUDGET.write_text(f'{{\n  "triton": "{triton.__version__}",\n  "kernels": {{\n{lines}\n  }}\n}}\n')
+    budgets = json.loads(BUDGET.read_text())
+    budgets[triton.__version__] = {key: [report["registers"], report["shared"]] for key, report in sorted(compile_all()[0].items())}
+    lines = json.dumps(budgets, indent=1)
+    BUDGET.write_text(re.sub(r"\[\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2]", lines) + "\n")

@@ -36,7 +36,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = {
     "V10": (4096, 10), "V50": (4096, 50), "V1000": (4096, 1000), "V32000": (4096, 32000), "P65536": (8, 19, 65536), "P50": (8, 19, 50),
 }  # fmt: skip
-MAPS: dict[str, list[float]] = {"identity": [], "scale": [0.5], "soft_cap": [30.0]}
+MAPS: dict[str, list[float]] = {"identity": [], "scale": [0.5], "soft_cap": [30.0], "power": [8.0, 1e-4], "arcosh": [1.0]}
 
 
 class Driver:
@@ -93,6 +93,9 @@ def variants(op: str, name: str, dtype: torch.dtype) -> Iterator[tuple[str, str,
         yield "identity", "plain", False
         yield "scale", "full", True
         yield "soft_cap", "full", True
+    if dtype == torch.float32 and name in ("V1000", "V32000"):  # the tiles of a fused head
+        yield "power", "full", True
+        yield "arcosh", "full", True
 
 
 def call(op: str, shape: tuple[int, ...], dtype: torch.dtype, logit_map: str, full: bool) -> None:

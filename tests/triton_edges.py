@@ -170,7 +170,7 @@ ERRORS = [
     ({"input": torch.zeros(3, 5, dtype=torch.int32)}, "logit_stats: input must be float32, float64, bfloat16 or float16"),
     ({"weight": torch.zeros(5, dtype=torch.float64)}, "logit_stats: weight must have the dtype of the statistics"),
     ({"weight": torch.zeros(10)[::2]}, r"logit_stats: weight must be contiguous with shape \(V,\)"),
-    ({"logit_map": "cube"}, "logit_stats: logit_map must be one of identity, scale, soft_cap, got cube"),
+    ({"logit_map": "cube"}, "logit_stats: logit_map must be one of identity, scale, soft_cap, power, arcosh, got cube"),
     ({"map_params": [1.0]}, "logit_stats: map_params has the wrong length for logit_map=identity"),
 ]
 

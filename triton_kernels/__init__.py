@@ -22,5 +22,6 @@ def register(library: torch.library.Library, key: str = "CUDA", **options: Any) 
     """One line per op; launcher name and signature are the op's. torch drops the registrations of a Library that is collected."""
     library.impl("logit_stats", _launcher("cross_entropy", "logit_stats"), key, **options)
     library.impl("logit_stats_backward", _launcher("cross_entropy", "logit_stats_backward"), key, **options)
+    library.impl("logit_stats_backward_", _launcher("cross_entropy", "logit_stats_backward_"), key, **options)
     library.impl("soft_logit_stats", _launcher("cross_entropy_soft", "soft_logit_stats"), key, **options)
     library.impl("soft_logit_stats_backward", _launcher("cross_entropy_soft", "soft_logit_stats_backward"), key, **options)

@@ -24,22 +24,36 @@ from .common import choose_tile, expm1, float_pair, launch, layout_rows, log1p, 
 
 
 @triton.jit
-def identity(a, param):
+def identity(a, param, second):
     return a, tl.full(a.shape, 1, a.dtype)
 
 
 @triton.jit
-def scale(a, param):
+def scale(a, param, second):
     return param * a, tl.full(a.shape, 1, a.dtype) * param
 
 
 @triton.jit
-def soft_cap(a, param):
+def soft_cap(a, param, second):
     t, slope = tanh(a / param)
     return param * t, slope
 
 
-MAPS = {"identity": (identity, 0), "scale": (scale, 1), "soft_cap": (soft_cap, 1)}  # name -> function, number of parameters
+@triton.jit
+def power(a, param, second):
+    b = tl.where(a < 0, 0, a) + second  # not maximum: NaN stays
+    return -param * tl.log(b), -param / b
+
+
+@triton.jit
+def arcosh(a, param, second):
+    e = tl.where(a < 1e-12, 1e-12, a)
+    root = tl.sqrt(e * (e + 2))
+    return -param * log1p(e + root), -param / root
+
+
+# name -> function, number of parameters
+MAPS = {"identity": (identity, 0), "scale": (scale, 1), "soft_cap": (soft_cap, 1), "power": (power, 2), "arcosh": (arcosh, 1)}
 
 
 # ---- shared by hard and soft targets
@@ -84,19 +98,23 @@ def row_statistics(z_y, m, total):
 @triton.jit
 def logit_stats_fwd_kernel(
     p_input, p_target, p_weight, p_weight_sum, p_nll, p_lse, p_spread, p_residual, V, lanes, tiles, stride_io, stride_iv, stride_il,
-    ignore_index, param_hi, param_lo, MAP: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr,
+    first_class, num_classes, ignore_index, param_hi, param_lo, second_hi, second_lo, MAP: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     op = p_nll.dtype.element_ty
     infinity = float("inf")
     param = tl.cast(param_hi, op) + tl.cast(param_lo, op)
+    second = tl.cast(second_hi, op) + tl.cast(second_lo, op)
     i_o, i_l, m_n = row_range(tl.program_id(0), tiles, lanes, BN)
     i_n = i_o * lanes + i_l  # [BN]
     label = tl.load(p_target + i_n, mask=m_n, other=ignore_index)  # [BN]
     kept = m_n & (label != ignore_index)
-    live = kept & (label >= 0) & (label < V)
-    y = tl.where(live, label, -1).to(tl.int32)  # [BN]
+    live = kept & (label >= 0) & (label < num_classes)
+    here = live & (label >= first_class) & (label < first_class + V)
+    y = tl.where(here, label - first_class, -1).to(tl.int32)  # [BN]
     p_row = p_input + i_o * stride_io + i_l * stride_il  # [BN]
-    z_y, _ = MAP(tl.load(p_row + y.to(tl.int64) * stride_iv, mask=live, other=0).to(op), param)  # [BN]
+    # of the deviations: the target's logit, or the first where another shard holds the target
+    origin, _ = MAP(tl.load(p_row + tl.where(here, y, 0).to(tl.int64) * stride_iv, mask=live, other=0).to(op), param, second)  # [BN]
+    z_y = tl.where(here, origin, -infinity)
     top = tl.full([BN, BV], lowest(op), op)
     total = tl.zeros([BN, BV], op)
     deviation = tl.zeros([BN, BV], op)
@@ -105,15 +123,18 @@ def logit_stats_fwd_kernel(
         j = i_v + tl.arange(0, BV)  # [BV]
         m = live[:, None] & (j < V)[None, :]  # [BN, BV]
         a = tl.load(p_row[:, None] + j.to(tl.int64)[None, :] * stride_iv, mask=m, other=0).to(op)
-        z, _slope = MAP(a, param)
+        z, _slope = MAP(a, param, second)
         if p_spread is not None:
-            term = z_y[:, None] - z
+            term = origin[:, None] - z
             if p_weight is not None:
                 term *= tl.load(p_weight + j, mask=j < V, other=0)[None, :]
             deviation += tl.where(m, term, 0)
         top, total = online_add(tl.where(m & (j[None, :] != y[:, None]), z, -infinity), top, total)
     others, others_sum = merge_lanes(top, total)
     nll, lse, lost = row_statistics(z_y, others, others_sum)
+    # nothing but -inf in a shard: another may hold the finite logits
+    hollow = (z_y == -infinity) & (others_sum == 0) & (num_classes > V)
+    nll, lse = tl.where(hollow, infinity, nll), tl.where(hollow, -infinity, lse)
     absent = tl.where(kept, float("nan"), 0.0).to(op)  # a label out of range gives NaN, an ignored row 0
     tl.store(p_nll + i_n, tl.where(live, nll, absent), mask=m_n)
     tl.store(p_lse + i_n, tl.where(live, lse, absent), mask=m_n)
@@ -122,26 +143,29 @@ def logit_stats_fwd_kernel(
         weight_sum = V
         if p_weight is not None:
             weight_sum = tl.load(p_weight_sum)
-        # z_y = -inf leaves an infinite term, whatever the rest is
-        spread = tl.where(nll == infinity, nll, weight_sum * nll + tl.sum(deviation, 1))
+        gap = tl.where(here, nll, (others - origin) + tl.log(others_sum))
+        # origin = -inf leaves an infinite term, whatever the rest is
+        spread = tl.where((gap == infinity) | hollow, infinity, weight_sum * gap + tl.sum(deviation, 1))
         tl.store(p_spread + i_n, tl.where(live, spread, absent), mask=m_n)
 
 
 @triton.jit
 def logit_stats_bwd_kernel(
     p_d_nll, p_d_lse, p_d_spread, p_input, p_target, p_weight, p_weight_sum, p_nll, p_lse, p_residual, p_d_input, V, lanes, tiles, chunks,
-    stride_io, stride_iv, stride_il, stride_do, stride_dv, stride_dl, ignore_index, param_hi, param_lo,
+    stride_io, stride_iv, stride_il, stride_do, stride_dv, stride_dl, first_class, num_classes, ignore_index,
+    param_hi, param_lo, second_hi, second_lo,
     MAP: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     op = p_nll.dtype.element_ty
     param = tl.cast(param_hi, op) + tl.cast(param_lo, op)
+    second = tl.cast(second_hi, op) + tl.cast(second_lo, op)
     i_o, i_l, m_n = row_range(tl.program_id(0) // chunks, tiles, lanes, BN)
     begin = (tl.program_id(0) % chunks).to(tl.int64) * CHUNK
     i_n = i_o * lanes + i_l  # [BN]
     label = tl.load(p_target + i_n, mask=m_n, other=ignore_index)
     d_nll = tl.load(p_d_nll + i_n, mask=m_n, other=0)
     d_lse = tl.load(p_d_lse + i_n, mask=m_n, other=0)
-    live = m_n & (label != ignore_index) & (label >= 0) & (label < V)
+    live = m_n & (label != ignore_index) & (label >= 0) & (label < num_classes)
     nonzero = (d_nll != 0) | (d_lse != 0)
     rest = d_lse
     if p_d_spread is not None:
@@ -152,7 +176,7 @@ def logit_stats_bwd_kernel(
             weight_sum = tl.load(p_weight_sum)
         rest += d_spread * weight_sum
     live &= nonzero
-    y = tl.where(live, label, -1).to(tl.int32)  # [BN]
+    y = tl.where(live & (label >= first_class) & (label < first_class + V), label - first_class, -1).to(tl.int32)  # [BN]
     nll = tl.load(p_nll + i_n, mask=m_n, other=0)
     lse = tl.load(p_lse + i_n, mask=m_n, other=0)
     lost = tl.load(p_residual + i_n, mask=m_n, other=0)
@@ -164,7 +188,7 @@ def logit_stats_bwd_kernel(
         m_v = (j < V)[None, :]
         o_v = j.to(tl.int64)[None, :]
         a = tl.load(p_row[:, None] + o_v * stride_iv, mask=live[:, None] & m_v, other=0).to(op)  # [BN, BV]
-        z, slope = MAP(a, param)
+        z, slope = MAP(a, param, second)
         p = tl.exp((z - lse[:, None]) - lost[:, None])
         d = tl.where(j[None, :] == y[:, None], at_target[:, None], (d_nll + rest)[:, None] * p)
         if p_d_spread is not None:
@@ -217,48 +241,69 @@ def row_values(op: str, input: Tensor, *values: Tensor) -> list[Tensor]:
     return [value.contiguous() for value in values]
 
 
-def map_arguments(logit_map: str, map_params: list[float]) -> tuple[Any, float, float]:
-    return MAPS[logit_map][0], *float_pair(map_params[0] if map_params else 1.0)
+def map_arguments(logit_map: str, map_params: list[float]) -> tuple[Any, ...]:
+    first, second = (*map_params, 1.0, 1.0)[:2]
+    return MAPS[logit_map][0], *float_pair(first), *float_pair(second)
+
+
+def check_shard(op: str, held: int, first_class: int, num_classes: int | None) -> tuple[int, int]:
+    """(first class held, number of classes in all)."""
+    classes = held if num_classes is None else num_classes
+    fits = 0 <= first_class <= classes - held
+    check(fits, op, f"first_class + V must be <= num_classes, got first_class={first_class}, V={held}, num_classes={classes}")
+    return first_class, classes
 
 
 def logit_stats(
-    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, logit_map: str, map_params: list[float], spread: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, logit_map: str, map_params: list[float], spread: bool,
+    first_class: int = 0, num_classes: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     op = "logit_stats"
-    num_classes = check_logits(op, input, weight, logit_map, map_params)
+    held = check_logits(op, input, weight, logit_map, map_params)
+    shard = check_shard(op, held, first_class, num_classes)
     labels = check_labels(op, input, target)
     weight = weight if spread else None
     shape, dtype = [input.shape[0], *input.shape[2:]], statistics_dtype(input)
     nll, lse, residual, deviation = (torch.empty(s, dtype=dtype, device=input.device) for s in [shape] * 3 + [shape if spread else [0]])
     rows = layout_rows(input)
-    tile, tiles, _ = choose_tile(rows, num_classes, input.dtype)
+    tile, tiles, _ = choose_tile(rows, held, input.dtype)
     function, *params = map_arguments(logit_map, map_params)
     arguments = (
         input, labels, weight, None if weight is None else weight.sum(), nll, lse, deviation if spread else None, residual,
-        num_classes, rows.lanes, tiles, *rows.strides[0], ignore_index, *params,
+        held, rows.lanes, tiles, *rows.strides[0], *shard, ignore_index, *params,
     )  # fmt: skip
     launch(logit_stats_fwd_kernel, rows.outer * tiles, input, arguments, tile.num_warps, MAP=function, BN=tile.BN, BV=tile.BV)
     return nll, lse, deviation, residual
 
 
-def logit_stats_backward(
-    d_nll: Tensor, d_lse: Tensor, d_spread: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, nll: Tensor, lse: Tensor,
-    lse_residual: Tensor, ignore_index: int, logit_map: str, map_params: list[float], spread: bool,
-) -> Tensor:  # fmt: skip
-    op = "logit_stats_backward"
-    num_classes = check_logits(op, input, weight, logit_map, map_params)
+def write_gradient(
+    op: str, d_input: Tensor, d_nll: Tensor, d_lse: Tensor, d_spread: Tensor, input: Tensor, target: Tensor, weight: Tensor | None,
+    nll: Tensor, lse: Tensor, lse_residual: Tensor, ignore_index: int, logit_map: str, map_params: list[float], spread: bool,
+    first_class: int = 0, num_classes: int | None = None,
+) -> None:  # fmt: skip
+    """``d_input`` may be ``input``: a program reads an element before it writes it, and no other program touches it."""
+    held = check_logits(op, input, weight, logit_map, map_params)
+    shard = check_shard(op, held, first_class, num_classes)
     labels = check_labels(op, input, target)
     weight = weight if spread else None
     d_nll, d_lse, nll, lse, residual = row_values(op, input, d_nll, d_lse, nll, lse, lse_residual)
-    d_input = torch.empty_like(input)
     rows = layout_rows(input, d_input)
-    tile, tiles, chunks = choose_tile(rows, num_classes, input.dtype)
+    tile, tiles, chunks = choose_tile(rows, held, input.dtype)
     function, *params = map_arguments(logit_map, map_params)
     arguments = (
         d_nll, d_lse, row_values(op, input, d_spread)[0] if spread else None, input, labels, weight,
-        None if weight is None else weight.sum(), nll, lse, residual, d_input, num_classes, rows.lanes, tiles, chunks,
-        *rows.strides[0], *rows.strides[1], ignore_index, *params,
+        None if weight is None else weight.sum(), nll, lse, residual, d_input, held, rows.lanes, tiles, chunks,
+        *rows.strides[0], *rows.strides[1], *shard, ignore_index, *params,
     )  # fmt: skip
     constants = {"MAP": function, "BN": tile.BN, "BV": tile.BV, "CHUNK": tile.CHUNK}
     launch(logit_stats_bwd_kernel, rows.outer * tiles * chunks, input, arguments, tile.num_warps, **constants)
+
+
+def logit_stats_backward(d_nll: Tensor, d_lse: Tensor, d_spread: Tensor, input: Tensor, *rest: Any) -> Tensor:
+    d_input = torch.empty_like(input)
+    write_gradient("logit_stats_backward", d_input, d_nll, d_lse, d_spread, input, *rest)
     return d_input
+
+
+def logit_stats_backward_(d_nll: Tensor, d_lse: Tensor, d_spread: Tensor, input: Tensor, *rest: Any) -> None:
+    write_gradient("logit_stats_backward_", input, d_nll, d_lse, d_spread, input, *rest)

@@ -33,12 +33,13 @@ def coefficients(p_t_row, p_weight, o_v, stride_tv, mask, keep, uniform, V, op: 
 @triton.jit
 def soft_logit_stats_fwd_kernel(
     p_input, p_target, p_weight, p_xent, p_lse, p_residual, p_mass, V, lanes, tiles, stride_io, stride_iv, stride_il,
-    stride_to, stride_tv, stride_tl, keep_hi, keep_lo, uniform_hi, uniform_lo, param_hi, param_lo,
+    stride_to, stride_tv, stride_tl, keep_hi, keep_lo, uniform_hi, uniform_lo, param_hi, param_lo, second_hi, second_lo,
     MAP: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     op = p_xent.dtype.element_ty
     infinity = float("inf")
     param = tl.cast(param_hi, op) + tl.cast(param_lo, op)
+    second = tl.cast(second_hi, op) + tl.cast(second_lo, op)
     keep = tl.cast(keep_hi, op) + tl.cast(keep_lo, op)
     uniform = tl.cast(uniform_hi, op) + tl.cast(uniform_lo, op)
     i_o, i_l, m_n = row_range(tl.program_id(0), tiles, lanes, BN)
@@ -52,7 +53,7 @@ def soft_logit_stats_fwd_kernel(
     for i_v in range(0, V, BV):
         o_v = (i_v + tl.arange(0, BV)).to(tl.int64)[None, :]  # [1, BV]
         m = m_n[:, None] & (o_v < V)  # [BN, BV]
-        z, _slope = MAP(tl.load(p_row[:, None] + o_v * stride_iv, mask=m, other=0).to(op), param)
+        z, _slope = MAP(tl.load(p_row[:, None] + o_v * stride_iv, mask=m, other=0).to(op), param, second)
         c, _ = coefficients(p_t_row, p_weight, o_v, stride_tv, m, keep, uniform, V, op)
         before = top
         top, total = online_add(tl.where(m, z, -infinity), top, total)
@@ -75,11 +76,12 @@ def soft_logit_stats_fwd_kernel(
 def soft_logit_stats_bwd_kernel(
     p_d_xent, p_d_lse, p_input, p_target, p_weight, p_lse, p_residual, p_mass, p_d_input, p_d_target, V, lanes, tiles, chunks,
     stride_io, stride_iv, stride_il, stride_to, stride_tv, stride_tl, stride_do, stride_dv, stride_dl, stride_uo, stride_uv, stride_ul,
-    keep_hi, keep_lo, uniform_hi, uniform_lo, param_hi, param_lo,
+    keep_hi, keep_lo, uniform_hi, uniform_lo, param_hi, param_lo, second_hi, second_lo,
     MAP: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     op = p_lse.dtype.element_ty
     param = tl.cast(param_hi, op) + tl.cast(param_lo, op)
+    second = tl.cast(second_hi, op) + tl.cast(second_lo, op)
     keep = tl.cast(keep_hi, op) + tl.cast(keep_lo, op)
     uniform = tl.cast(uniform_hi, op) + tl.cast(uniform_lo, op)
     i_o, i_l, m_n = row_range(tl.program_id(0) // chunks, tiles, lanes, BN)
@@ -98,7 +100,7 @@ def soft_logit_stats_bwd_kernel(
         o_v = (i_v + tl.arange(0, BV)).to(tl.int64)[None, :]  # [1, BV]
         m_read = live[:, None] & (o_v < V)  # [BN, BV]
         m_write = m_n[:, None] & (o_v < V)
-        z, slope = MAP(tl.load(p_row[:, None] + o_v * stride_iv, mask=m_read, other=0).to(op), param)
+        z, slope = MAP(tl.load(p_row[:, None] + o_v * stride_iv, mask=m_read, other=0).to(op), param, second)
         c, w = coefficients(p_t_row, p_weight, o_v, stride_tv, m_read, keep, uniform, V, op)
         log_p = (z - lse[:, None]) - lost[:, None]
         d = tl.where(m_read, slope * (rise[:, None] * tl.exp(log_p) - d_xent[:, None] * c), 0)

@@ -30,13 +30,25 @@ int64_t first_invalid(const int64_t* target, int64_t n, int64_t classes, int64_t
   return -1;
 }
 
-void check_target(const Tensor& target, const Logits& logits, int64_t ignore_index, const char* op) {
+// the classes that the rows of input hold: all, or a shard of them
+struct Shard {
+  int64_t first, classes;
+  bool partial;
+
+  Shard(const Logits& L, int64_t first_class, const std::optional<int64_t>& num_classes, const char* op)
+      : first(first_class), classes(num_classes.value_or(L.classes)), partial(first_class != 0 || classes != L.classes) {
+    check(first >= 0 && L.classes <= classes - first, op, "first_class + V must be <= num_classes, got first_class=", first,
+          ", V=", L.classes, ", num_classes=", classes);
+  }
+};
+
+void check_target(const Tensor& target, const Logits& logits, const Shard& shard, int64_t ignore_index, const char* op) {
   check(target.scalar_type() == ScalarType::Long, op, "target must be int64");
   check(target.numel() == logits.rows(), op, "target must have one label per row, ", logits.rows(), ", got ", target.numel());
   const int64_t* labels = target.const_data_ptr<int64_t>();
-  const int64_t bad = first_invalid(labels, target.numel(), logits.classes, ignore_index);
+  const int64_t bad = first_invalid(labels, target.numel(), shard.classes, ignore_index);
   if (bad >= 0)
-    check(false, op, "target[", bad, "] = ", labels[bad], " is out of range [0, ", logits.classes,
+    check(false, op, "target[", bad, "] = ", labels[bad], " is out of range [0, ", shard.classes,
           ") and is not ignore_index=", ignore_index);
 }
 
@@ -81,11 +93,13 @@ void dispatch_opmath(ScalarType dtype, F&& f) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> logit_stats_cpu(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
                                                            int64_t ignore_index, const std::string& logit_map,
-                                                           const std::vector<double>& map_params, bool spread) {
+                                                           const std::vector<double>& map_params, bool spread, int64_t first_class,
+                                                           const std::optional<int64_t>& num_classes) {
   const char* op = "logit_stats";
   const Logits L(input, op, "input");
+  const Shard shard(L, first_class, num_classes, op);
   const Tensor labels = torch::stable::contiguous(target);
-  check_target(labels, L, ignore_index, op);
+  check_target(labels, L, shard, ignore_index, op);
   const LogitMap map = make_logit_map(logit_map, map_params, op);
   const auto shape = row_shape(input);
   const ScalarType dtype = opmath_dtype(input.scalar_type());
@@ -95,13 +109,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logit_stats_cpu(const Tensor& input, 
     using op_t = decltype(zero);
     const Blocks<op_t> in(input, op, "input");
     const op_t* w = weight_pointer<op_t>(weight, L, op);
-    const RowOutputs<op_t> out{nll.mutable_data_ptr<op_t>(), lse.mutable_data_ptr<op_t>(),
-                               spread ? deviation.mutable_data_ptr<op_t>() : nullptr, residual.mutable_data_ptr<op_t>(),
-                               sum_of(w, L.classes)};
+    const RowOutputs<op_t> out{
+        nll.mutable_data_ptr<op_t>(),      lse.mutable_data_ptr<op_t>(), spread ? deviation.mutable_data_ptr<op_t>() : nullptr,
+        residual.mutable_data_ptr<op_t>(), sum_of(w, L.classes),         shard.partial};
     const int64_t* y = labels.const_data_ptr<int64_t>();
     std::visit(
         [&](auto m) {
-          if (prefers_tiles(L)) {
+          if (prefers_tiles(L) && !shard.partial) {
             const Lanes G(L);
             parallel_for(0, G.tiles(), row_grain(L.classes * kLanes), [&](int64_t begin, int64_t end) {
               for (int64_t t = begin; t < end; ++t) forward_tile(L, G, in, m, w, t, y, ignore_index, out);
@@ -111,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logit_stats_cpu(const Tensor& input, 
           parallel_for(0, L.rows(), row_grain(L.classes), [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; ++r) {
               if (y[r] != ignore_index) {
-                forward_row(L, in, m, w, r, y[r], out);
+                forward_row(L, in, m, w, r, y[r] - shard.first, out);
                 continue;
               }
               out.nll[r] = out.lse[r] = out.residual[r] = 0;
@@ -124,15 +138,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logit_stats_cpu(const Tensor& input, 
   return {nll, lse, deviation, residual};
 }
 
-Tensor logit_stats_backward_cpu(const Tensor& d_nll, const Tensor& d_lse, const Tensor& d_spread, const Tensor& input, const Tensor& target,
-                                const std::optional<Tensor>& weight, const Tensor& nll, const Tensor& lse, const Tensor& lse_residual,
-                                int64_t ignore_index, const std::string& logit_map, const std::vector<double>& map_params, bool spread) {
-  const char* op = "logit_stats_backward";
+// writes the gradient into d_input, which may be input itself
+void write_gradient(Tensor& d_input, const Tensor& d_nll, const Tensor& d_lse, const Tensor& d_spread, const Tensor& input,
+                    const Tensor& target, const std::optional<Tensor>& weight, const Tensor& nll, const Tensor& lse,
+                    const Tensor& lse_residual, int64_t ignore_index, const std::string& logit_map, const std::vector<double>& map_params,
+                    bool spread, int64_t first_class, const std::optional<int64_t>& num_classes, const char* op) {
   const Logits L(input, op, "input");
+  const Shard shard(L, first_class, num_classes, op);
   const Tensor labels = torch::stable::contiguous(target);
-  check_target(labels, L, ignore_index, op);
+  check_target(labels, L, shard, ignore_index, op);
   const LogitMap map = make_logit_map(logit_map, map_params, op);
-  Tensor d_input = torch::stable::empty_like(input);
   const Logits D(d_input, op, "d_input");
   dispatch_opmath(input.scalar_type(), [&](auto zero) {
     using op_t = decltype(zero);
@@ -143,10 +158,9 @@ Tensor logit_stats_backward_cpu(const Tensor& d_nll, const Tensor& d_lse, const 
     for (int i = 0; i < 6; ++i) p[i] = i < 5 || spread ? row_values<op_t>(rows[i], L, op) : nullptr;
     const RowUpstream<op_t> up{p[0], p[1], p[5], p[2], p[3], p[4], sum_of(w, L.classes)};
     const int64_t* y = labels.const_data_ptr<int64_t>();
-    advise_huge_pages(d_input.data_ptr(), d_input.numel() * d_input.element_size());
     std::visit(
         [&](auto m) {
-          if (prefers_tiles(L)) {
+          if (prefers_tiles(L) && !shard.partial) {
             const Lanes G(L), GD(D);
             parallel_for(0, G.tiles(), row_grain(L.classes * kLanes), [&](int64_t begin, int64_t end) {
               for (int64_t t = begin; t < end; ++t) backward_tile(L, G, in, m, w, t, y, ignore_index, up, GD, D.stride_v, d_in);
@@ -158,14 +172,32 @@ Tensor logit_stats_backward_cpu(const Tensor& d_nll, const Tensor& d_lse, const 
               if (y[r] == ignore_index || up.is_zero(r)) {
                 zero_row(D, r, d_in);
               } else {
-                backward_row(L, in, m, w, r, y[r], up, D, d_in);
+                backward_row(L, in, m, w, r, y[r] - shard.first, up, D, d_in);
               }
             }
           });
         },
         map);
   });
+}
+
+Tensor logit_stats_backward_cpu(const Tensor& d_nll, const Tensor& d_lse, const Tensor& d_spread, const Tensor& input, const Tensor& target,
+                                const std::optional<Tensor>& weight, const Tensor& nll, const Tensor& lse, const Tensor& lse_residual,
+                                int64_t ignore_index, const std::string& logit_map, const std::vector<double>& map_params, bool spread,
+                                int64_t first_class, const std::optional<int64_t>& num_classes) {
+  Tensor d_input = torch::stable::empty_like(input);
+  advise_huge_pages(d_input.data_ptr(), d_input.numel() * d_input.element_size());
+  write_gradient(d_input, d_nll, d_lse, d_spread, input, target, weight, nll, lse, lse_residual, ignore_index, logit_map, map_params,
+                 spread, first_class, num_classes, "logit_stats_backward");
   return d_input;
+}
+
+void logit_stats_backward_cpu_(const Tensor& d_nll, const Tensor& d_lse, const Tensor& d_spread, Tensor input, const Tensor& target,
+                               const std::optional<Tensor>& weight, const Tensor& nll, const Tensor& lse, const Tensor& lse_residual,
+                               int64_t ignore_index, const std::string& logit_map, const std::vector<double>& map_params, bool spread,
+                               int64_t first_class, const std::optional<int64_t>& num_classes) {
+  write_gradient(input, d_nll, d_lse, d_spread, input, target, weight, nll, lse, lse_residual, ignore_index, logit_map, map_params, spread,
+                 first_class, num_classes, "logit_stats_backward_");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> soft_logit_stats_cpu(const Tensor& input, const Tensor& target,
@@ -240,6 +272,7 @@ Tensor first_invalid_target_cpu(const Tensor& target, int64_t num_classes, int64
 STABLE_TORCH_LIBRARY_IMPL(nearlinear, CPU, m) {
   m.impl("logit_stats", TORCH_BOX(&nearlinear::logit_stats_cpu));
   m.impl("logit_stats_backward", TORCH_BOX(&nearlinear::logit_stats_backward_cpu));
+  m.impl("logit_stats_backward_", TORCH_BOX(&nearlinear::logit_stats_backward_cpu_));
   m.impl("soft_logit_stats", TORCH_BOX(&nearlinear::soft_logit_stats_cpu));
   m.impl("soft_logit_stats_backward", TORCH_BOX(&nearlinear::soft_logit_stats_backward_cpu));
   m.impl("first_invalid_target", TORCH_BOX(&nearlinear::first_invalid_target_cpu));

@@ -117,6 +117,8 @@ class Blocks {
     return scratch;
   }
 
+  bool starts_where(const Blocks& other) const { return data_ == other.data_; }
+
   // whether n contiguous elements can be read and written in the order of simd::load_pairs, which is faster where order is immaterial
   bool pairs(int64_t stride, int64_t n) const { return load_pairs_ != nullptr && stride == 1 && n % 2 == 0; }
   void load_pairs(int64_t offset, int64_t n, op_t* out) const { load_pairs_(at(offset), n, out); }

@@ -48,14 +48,54 @@ struct SoftCapMap {  // z = cap tanh(a / cap)
   }
 };
 
-using LogitMap = std::variant<IdentityMap, ScaleMap, SoftCapMap>;
+struct PowerMap {  // z = -exponent log(max(a, 0) + eps): the softmax of it is (a + eps)^-exponent, normalised
+  double exponent, eps;
+  template <typename T>
+  NL_INLINE T base(T a) const {
+    return (a < T(0) ? T(0) : a) + T(eps);
+  }
+  template <typename T>
+  NL_INLINE T value(T a) const {
+    return T(-exponent) * simd::log(base(a));
+  }
+  template <typename T>
+  NL_INLINE T slope(T a) const {
+    return T(-exponent) / base(a);
+  }
+};
+
+struct ArcoshMap {  // z = -scale arcosh(1 + a), written with log1p so that small a keeps its digits; a below 1e-12 counts as 1e-12
+  double scale;
+  template <typename T>
+  static NL_INLINE T clamped(T a) {  // the slope is infinite at 0
+    return a < T(1e-12) ? T(1e-12) : a;
+  }
+  template <typename T>
+  NL_INLINE T value(T a) const {
+    const T e = clamped(a);
+    return T(-scale) * simd::log1p(e + std::sqrt(e * (e + T(2))));
+  }
+  template <typename T>
+  NL_INLINE T slope(T a) const {
+    const T e = clamped(a);
+    return T(-scale) / std::sqrt(e * (e + T(2)));
+  }
+};
+
+using LogitMap = std::variant<IdentityMap, ScaleMap, SoftCapMap, PowerMap, ArcoshMap>;
 
 inline LogitMap make_logit_map(std::string_view name, const std::vector<double>& params, const char* op) {
-  check(params.size() == (name == "identity" ? 0u : 1u), op, "map_params has the wrong length for logit_map=", name);
-  if (name == "identity") return IdentityMap{};
-  if (name == "scale") return ScaleMap{params[0]};
-  check(name == "soft_cap", op, "logit_map must be identity, scale or soft_cap, got ", name);
-  return SoftCapMap{params[0]};
+  const auto is = [&](std::string_view candidate, size_t length) {
+    if (name != candidate) return false;
+    check(params.size() == length, op, "map_params has the wrong length for logit_map=", name);
+    return true;
+  };
+  if (is("identity", 0)) return IdentityMap{};
+  if (is("scale", 1)) return ScaleMap{params[0]};
+  if (is("soft_cap", 1)) return SoftCapMap{params[0]};
+  if (is("power", 2)) return PowerMap{params[0], params[1]};
+  check(is("arcosh", 1), op, "logit_map must be identity, scale, soft_cap, power or arcosh, got ", name);
+  return ArcoshMap{params[0]};
 }
 
 }  // namespace nearlinear

@@ -12,6 +12,7 @@ from . import (
     logit_maps,
     reference,
     row_losses,
+    score_maps,
 )
 from ._checks import NearlinearWarning
 from ._version import __version__
@@ -31,13 +32,47 @@ from .cross_entropy import (
     poly_loss,
     truncated_gce_loss,
 )  # fmt: skip
+from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
+from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
 from .ops import cross_entropy as _cross_entropy_ops  # noqa: F401  fakes and derivatives
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
 
 __all__ = [
-    "GCE", "MAE", "CompSum", "CompSumLoss", "CrossEntropy", "CrossEntropyLoss", "Floored", "Focal", "FocalLoss", "GCELoss", "MAELoss",
-    "NearlinearWarning", "Poly1", "PolyLoss", "Scale", "SoftCap", "SumExponential", "SymmetricCE", "TruncatedGCE", "TruncatedGCELoss",
-    "__version__", "comp_sum_loss", "cross_entropy", "focal_loss", "gce_loss", "logit_maps", "mae_loss", "poly_loss", "reference",
-    "row_losses", "truncated_gce_loss",
+    "GCE",
+    "MAE",
+    "CompSum",
+    "CompSumLoss",
+    "CrossEntropy",
+    "CrossEntropyLoss",
+    "Floored",
+    "Focal",
+    "FocalLoss",
+    "GCELoss",
+    "LinearCrossEntropyLoss",
+    "MAELoss",
+    "NearlinearWarning",
+    "Plan",
+    "Poly1",
+    "PolyLoss",
+    "Scale",
+    "SoftCap",
+    "SumExponential",
+    "SymmetricCE",
+    "TruncatedGCE",
+    "TruncatedGCELoss",
+    "__version__",
+    "comp_sum_loss",
+    "cross_entropy",
+    "focal_loss",
+    "gce_loss",
+    "linear_cross_entropy",
+    "logit_maps",
+    "mae_loss",
+    "plan",
+    "poly_loss",
+    "reference",
+    "row_losses",
+    "score_maps",
+    "truncated_gce_loss",
 ]  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from .row_losses import RowLoss
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -39,6 +42,39 @@ def check_floating(function: str, name: str, value: Tensor) -> None:
 
 def check_reduction(function: str, reduction: str) -> None:
     require(reduction in REDUCTIONS, ValueError, function, f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+
+
+def check_shape(function: str, name: str, value: Tensor, expected: tuple[int, ...], words: str = "") -> None:
+    """``words`` says in letters what the numbers are."""
+    got = tuple(value.shape)
+    require(got == tuple(expected), ValueError, function, f"{name} must have shape {words or tuple(expected)}, got {got}")
+
+
+def check_devices(function: str, input: Tensor, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.device != input.device:
+            raise ValueError(f"{function}: {name} must be on the device of input, {input.device}, got {other.device}")
+
+
+def check_class_weight(function: str, weight: Tensor, num_classes: int) -> None:
+    check_tensor(function, "weight", weight)
+    check_floating(function, "weight", weight)
+    check_shape(function, "weight", weight, (num_classes,), f"(V,) with V={num_classes}")
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(f"{function}: no gradient for weight, as in torch; pass weight.detach(), or weigh rows by sample_weight")
+
+
+def check_options(
+    function: str, record: RowLoss, label_smoothing: float, z_loss: float, normalizer: float | Tensor | None, reduction: str
+) -> None:
+    """Options that every loss of the cross-entropy family takes."""
+    check_reduction(function, reduction)
+    require(0 <= label_smoothing <= 1, ValueError, function, f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    require(z_loss >= 0, ValueError, function, f"z_loss must be >= 0, got {z_loss}")
+    alone = f"label_smoothing must be 0 with row_loss={record.name!r}, got {label_smoothing}"
+    require(record.name == "ce" or not label_smoothing, ValueError, function, alone)
+    unused = f"normalizer must be None unless reduction='mean', got reduction={reduction!r}"
+    require(normalizer is None or reduction == "mean", ValueError, function, unused)
 
 
 def raise_invalid_target(function: str, target: Tensor, num_classes: int, ignore_index: int) -> None:

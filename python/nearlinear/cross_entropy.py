@@ -97,7 +97,6 @@ def cross_entropy(
     """
     record = get_row_loss(row_loss, _NAME)
     input, target, rows_shape = _check(input, target, weight, sample_weight, ignore_index)
-    _checks.check_reduction(_NAME, reduction)
     soft = target.is_floating_point()
     _check_options(record, soft, label_smoothing, z_loss, softcap, logit_map, normalizer, reduction)
     stats_type, num_classes = stats_dtype(input), input.shape[1]
@@ -177,22 +176,12 @@ def _check(
     elif ignore_index >= 0:
         raise ValueError(f"{_NAME}: ignore_index must be negative with class probabilities (it has no effect there), got {ignore_index}")
     if weight is not None:
-        _checks.check_tensor(_NAME, "weight", weight)
-        _checks.check_floating(_NAME, "weight", weight)
-        shape = tuple(weight.shape)
-        _checks.require(shape == (num_classes,), ValueError, _NAME, f"weight must have shape (V,) with V={num_classes}, got {shape}")
-        if weight.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError(f"{_NAME}: no gradient for weight, as in torch; pass weight.detach(), or weigh rows by sample_weight")
+        _checks.check_class_weight(_NAME, weight, num_classes)
     if sample_weight is not None:
         _checks.check_tensor(_NAME, "sample_weight", sample_weight)
         _checks.check_floating(_NAME, "sample_weight", sample_weight)
-        _checks.require(
-            sample_weight.shape == rows_shape, ValueError, _NAME,
-            f"sample_weight must have shape {tuple(rows_shape)}, got {tuple(sample_weight.shape)}",
-        )  # fmt: skip
-    for name, other in (("target", target), ("weight", weight), ("sample_weight", sample_weight)):
-        if other is not None and other.device != input.device:
-            raise ValueError(f"{_NAME}: {name} must be on the device of input, {input.device}, got {other.device}")
+        _checks.check_shape(_NAME, "sample_weight", sample_weight, rows_shape)
+    _checks.check_devices(_NAME, input, target=target, weight=weight, sample_weight=sample_weight)
     if input.dim() == 1:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
     elif input.dim() > 3:
@@ -205,26 +194,12 @@ def _check_options(
     normalizer: float | Tensor | None, reduction: str,
 ) -> None:  # fmt: skip
     require = _checks.require
-    require(0 <= label_smoothing <= 1, ValueError, _NAME, f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    require(z_loss >= 0, ValueError, _NAME, f"z_loss must be >= 0, got {z_loss}")
+    _checks.check_options(_NAME, record, label_smoothing, z_loss, normalizer, reduction)
     require(softcap is None or logit_map is None, ValueError, _NAME, "softcap must not be combined with logit_map; use one of them")
-    require(
-        logit_map is None or isinstance(logit_map, LogitMap),
-        TypeError,
-        _NAME,
-        f"logit_map must be a LogitMap, got {type(logit_map).__name__}",
-    )
-    plain = record.name == "ce"
-    require(plain or not soft, ValueError, _NAME, f"row_loss must be 'ce' with class probabilities, got {record.name!r}")
-    require(
-        plain or not label_smoothing, ValueError, _NAME, f"label_smoothing must be 0 with row_loss={record.name!r}, got {label_smoothing}"
-    )
-    require(
-        normalizer is None or reduction == "mean",
-        ValueError,
-        _NAME,
-        f"normalizer must be None unless reduction='mean', got reduction={reduction!r}",
-    )
+    if logit_map is not None and not isinstance(logit_map, LogitMap):
+        raise TypeError(f"{_NAME}: logit_map must be a LogitMap, got {type(logit_map).__name__}")
+    plain = f"row_loss must be 'ce' with class probabilities, got {record.name!r}"
+    require(record.name == "ce" or not soft, ValueError, _NAME, plain)
 
 
 def comp_sum_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, *, tau: float = 1.0, **options: Unpack[Options]) -> Tensor:

@@ -1,7 +1,8 @@
 """Which code serves which op on which device: the only introspection of the package.
 
 The dispatcher says what is registered; the layout of the source tree says what it is: ``csrc/cpu/FAMILY.cpp`` for CPU, and for CUDA
-``triton_kernels/FAMILY*.py`` if one of these files defines a launcher of the op's name, else ``csrc/cuda/FAMILY.cu``.
+``triton_kernels/FAMILY*.py`` if one of these files defines a launcher of the op's name, else ``csrc/cuda/FAMILY.cu``. An op with one
+kernel for every device is a walk over tiles in Python, ``python/nearlinear/ops/FAMILY.py``, on torch's and other ops of this package.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ KEYS = ("CPU", "CUDA")
 
 @dataclass(frozen=True)
 class Implementation:
-    """``kind`` is ``C++``, ``Triton`` or ``missing``; ``file`` is relative to the source tree; ``reason`` says why it is missing."""
+    """``kind`` is ``C++``, ``Triton``, ``Python`` or ``missing``; ``file`` is relative to the source tree;
+    ``reason`` says why it is missing."""
 
     op: str
     key: str
@@ -40,7 +42,7 @@ def ops() -> list[str]:
 def family_of(op: str) -> str:
     """The family whose reference module defines the op (or the op that it is the backward of)."""
     for family in reference.__all__:
-        if hasattr(getattr(reference, family), op.removesuffix("_backward")):
+        if hasattr(getattr(reference, family), op.rstrip("_").removesuffix("_backward")):
             return family
     raise LookupError(f"{op} has no definition in nearlinear.reference")
 
@@ -52,6 +54,8 @@ def implementations() -> list[Implementation]:
 
 def _find(op: str, key: str) -> Implementation:
     family = family_of(op)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"nearlinear::{op}", "CompositeExplicitAutograd"):
+        return Implementation(op, key, "Python", f"python/nearlinear/ops/{family}.py")
     launchers = _triton_launchers(family)
     if key == "CPU":
         file, kind, reason = f"csrc/cpu/{family}.cpp", "C++", ""

@@ -34,6 +34,10 @@ class RowLoss:
     name: ClassVar[str]
     source: ClassVar[str]
 
+    @property
+    def params(self) -> list[float]:
+        return [float(value) for value in vars(self).values()]
+
     def value(self, nll: Tensor, num_classes: int) -> Tensor:
         raise NotImplementedError
 

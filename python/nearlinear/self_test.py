@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import implementations
 from .reference import cross_entropy as reference
+from .reference import linear_cross_entropy as linear_reference
 
 __all__ = ["SELF_TESTS", "TOLERANCE", "Outcome", "SelfTest", "self_test"]
 
@@ -64,9 +65,9 @@ def _evaluate(function: Callable[..., Sequence[Tensor]], leaves: list[Tensor]) -
     leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     outputs = list(function(*leaves))
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    if not wanted:
-        return outputs, []
     total = sum(((output * _wave(output)).sum() for output in outputs), outputs[0].new_zeros(()))
+    if not total.requires_grad:  # no floating leaf, or an op that is not differentiable
+        return outputs, []
     return outputs, list(torch.autograd.grad(total, wanted))
 
 
@@ -151,6 +152,52 @@ def _soft_stats_gradient(input: Tensor, target: Tensor) -> Sequence[Tensor]:
     return torch.autograd.grad(outputs, (input, target), _upstream(input, 2), create_graph=True)
 
 
+def _logit_stats_backward_(input: Tensor) -> Sequence[Tensor]:
+    labels, weight, logits = _labels(input), _class_weight(input), input.detach().clone()
+    nll, lse, _, residual = _ops.logit_stats(logits, labels, weight, *_HARD)
+    _ops.logit_stats_backward_(*_upstream(input, 3), logits, labels, weight, nll, lse, residual, *_HARD)
+    return [logits]
+
+
+def _overwritten(input: Tensor) -> Sequence[Tensor]:
+    logits = input.detach().requires_grad_()
+    return [gradient.detach() for gradient in _logit_stats_gradient(logits)]
+
+
+def _head() -> list[Tensor]:
+    """Features, class vectors, bias."""
+    return [_wave(torch.empty(_ROWS, 5)), _wave(torch.empty(_CLASSES, 5), 1.0), _wave(torch.empty(_CLASSES), 2.0)]
+
+
+def _linear_stats(stats: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
+    def outputs(input: Tensor, weight: Tensor, bias: Tensor) -> Sequence[Tensor]:
+        return stats(input, weight, bias, _labels(input), _class_weight(weight.T), None, *_HARD)[:3]
+
+    return outputs
+
+
+def _linear_stats_backward(input: Tensor, weight: Tensor, bias: Tensor) -> Sequence[Tensor]:
+    tensors = (input, weight, bias, _labels(input), _class_weight(weight.T), None)
+    with torch.no_grad():
+        nll, lse, _, residual = _ops.linear_logit_stats(*tensors, *_HARD)
+    arguments = (*_upstream(input, 3), *tensors, nll, lse, residual, *_HARD, 0, None, None, [True, True, True, False])
+    return list(_ops.linear_logit_stats_backward(*arguments)[:3])
+
+
+def _linear_stats_gradient(*leaves: Tensor) -> Sequence[Tensor]:
+    outputs = _linear_stats(linear_reference.linear_logit_stats)(*leaves)
+    return torch.autograd.grad(outputs, leaves, _upstream(leaves[0], 3), create_graph=True)
+
+
+def _linear_loss(loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
+    def outputs(input: Tensor, weight: Tensor, bias: Tensor) -> Sequence[Tensor]:
+        scale = _upstream(input, 1)[0]
+        options = (-100, "soft_cap", [4.0], "gce", [0.7], 0.0, 0.1, None, [True, True, True, False])
+        return loss(input, weight, bias, _labels(input), _class_weight(weight.T), None, scale, None, *options)[:1]
+
+    return outputs
+
+
 def _invalid(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
     return lambda target: [function(target, 7, -100)]
 
@@ -162,6 +209,10 @@ SELF_TESTS: dict[str, SelfTest] = {
         lambda: [_logits(), _probabilities()], _soft_stats(_ops.soft_logit_stats), _soft_stats(reference.soft_logit_stats)
     ),
     "soft_logit_stats_backward": SelfTest(lambda: [_logits(), _probabilities()], _soft_stats_backward, _soft_stats_gradient),
+    "logit_stats_backward_": SelfTest(lambda: [_logits()], _logit_stats_backward_, _overwritten),
+    "linear_logit_stats": SelfTest(_head, _linear_stats(_ops.linear_logit_stats), _linear_stats(linear_reference.linear_logit_stats)),
+    "linear_logit_stats_backward": SelfTest(_head, _linear_stats_backward, _linear_stats_gradient),
+    "linear_row_loss": SelfTest(_head, _linear_loss(_ops.linear_row_loss), _linear_loss(linear_reference.linear_row_loss)),
     "first_invalid_target": SelfTest(
         lambda: [torch.tensor([3, -100, 6, 7, -1])], _invalid(_ops.first_invalid_target), _invalid(reference.first_invalid_target)
     ),

@@ -18,8 +18,8 @@ def register_second_derivative(op: str, definition: Callable[..., Tensor | Seque
     """Give the backward op ``op`` its own derivative, by autograd of ``definition``.
 
     ``definition`` has the signature of ``op`` in plain differentiable torch; ``differentiable`` are the positions of the arguments that
-    carry a gradient. Without this a gradient penalty through the op would be silently wrong. Work and memory are those of eager double
-    backward, and the result can be differentiated again.
+    carry a gradient (None among them is passed over). Without this a gradient penalty through the op would be silently wrong. Work and
+    memory are those of eager double backward, and the result can be differentiated again.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -31,10 +31,11 @@ def register_second_derivative(op: str, definition: Callable[..., Tensor | Seque
         inputs = list(ctx.plain)
         for i, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
             inputs[i] = tensor
+        wanted = [i for i in differentiable if inputs[i] is not None]
         keep_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             # aliases, not the tensors: an upstream gradient may itself depend on input, and that path is the caller's to follow
-            for i in differentiable:
+            for i in wanted:
                 inputs[i] = inputs[i].view_as(inputs[i]) if inputs[i].requires_grad else inputs[i].detach().requires_grad_()
             outputs = definition(*inputs)
             pairs = [
@@ -44,12 +45,12 @@ def register_second_derivative(op: str, definition: Callable[..., Tensor | Seque
             ]
             gradients = torch.autograd.grad(
                 [y for y, _ in pairs],
-                [inputs[i] for i in differentiable],
+                [inputs[i] for i in wanted],
                 [v for _, v in pairs],
                 create_graph=keep_graph,
                 allow_unused=True,
             )
-        found = dict(zip(differentiable, gradients, strict=True))
+        found = dict(zip(wanted, gradients, strict=True))
         return tuple(found.get(i) for i in range(len(inputs)))
 
     torch.library.register_autograd(op, backward, setup_context=setup_context)

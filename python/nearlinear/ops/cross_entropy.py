@@ -18,13 +18,15 @@ def _rows(input: Tensor) -> list[int]:
     return [input.shape[0], *input.shape[2:]]
 
 
-# ---- logit_stats(input, target, weight, ignore_index, logit_map, map_params, spread) -> nll, lse, spread, lse_residual
+# ---- logit_stats(input, target, weight, ignore_index, logit_map, map_params, spread, first_class, num_classes)
+#      -> nll, lse, spread, lse_residual; and logit_stats_backward_, its backward written over the logits of a workspace
 
 
 @torch.library.register_fake("nearlinear::logit_stats")
 def _(
-    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, logit_map: str, map_params: list[float], spread: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, logit_map: str, map_params: list[float], spread: bool,
+    first_class: int = 0, num_classes: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     shape, dtype = _rows(input), stats_dtype(input)
     torch._check(list(target.shape) == shape, lambda: "target must have one label per row")
     nll, lse, residual = (input.new_empty(shape, dtype=dtype) for _ in range(3))
@@ -36,6 +38,11 @@ def _(d_nll: Tensor, d_lse: Tensor, d_spread: Tensor, input: Tensor, *rest: Any)
     return torch.empty_like(input)
 
 
+@torch.library.register_fake("nearlinear::logit_stats_backward_")
+def _(*_: Any) -> None:
+    return None
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, target, weight, *ctx.options = inputs
     nll, lse, _, residual = output
@@ -44,7 +51,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, d_nll: Tensor, d_lse: Tensor, d_spread: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return _ops.logit_stats_backward(d_nll, d_lse, d_spread, *ctx.saved_tensors, *ctx.options), *[None] * 6
+    return _ops.logit_stats_backward(d_nll, d_lse, d_spread, *ctx.saved_tensors, *ctx.options), *[None] * 8
 
 
 def _gradient(
@@ -52,7 +59,8 @@ def _gradient(
     lse_residual: Tensor, *options: Any,
 ) -> Tensor:  # fmt: skip
     """d_input in differentiable torch; nll, lse and residual are functions of input here."""
-    outputs = reference.logit_stats(input.to(stats_dtype(input)), target, weight, *options)[: 3 if options[-1] else 2]
+    spread = options[3]
+    outputs = reference.logit_stats(input.to(stats_dtype(input)), target, weight, *options)[: 3 if spread else 2]
     return torch.autograd.grad(outputs, input, (d_nll, d_lse, d_spread)[: len(outputs)], create_graph=True)[0]
 
 

@@ -33,15 +33,21 @@ def _per_class(weight: Tensor | None, z: Tensor) -> Tensor:
 
 
 def logit_stats(
-    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, logit_map: str, map_params: list[float], spread: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(nll, lse, spread, lse_residual) of input [N, V] or [N, V, P] and labels [N] or [N, P]; ignored rows give 0."""
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, logit_map: str, map_params: list[float], spread: bool,
+    first_class: int = 0, num_classes: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(nll, lse, spread, lse_residual) of input [N, V] or [N, V, P] and labels [N] or [N, P]; ignored rows give 0.
+
+    ``input`` may hold only the classes from ``first_class`` on, of ``num_classes`` in all: lse and spread are those of its own classes,
+    and nll is +inf where the label is another's.
+    """
     z = LOGIT_MAPS[logit_map](*map_params)(input)
     log_p = z.log_softmax(1)
     ignored = target == ignore_index
-    labels = target.masked_fill(ignored, 0)
+    elsewhere = (target < first_class) | (target >= first_class + z.shape[1])
+    labels = (target - first_class).masked_fill(ignored | elsewhere, 0)
     rows = [
-        -log_p.gather(1, labels.unsqueeze(1)).squeeze(1),
+        -log_p.gather(1, labels.unsqueeze(1)).squeeze(1).masked_fill(elsewhere, -math.inf),
         z.logsumexp(1),
         -(log_p * _per_class(weight, z)).sum(1) if spread else None,
     ]

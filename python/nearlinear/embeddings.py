@@ -1,0 +1,147 @@
+"""Embeddings of features and class vectors whose dot product is the quantity that a score map wants: a cosine, a squared distance.
+
+Each has ``rows(x)`` and ``classes(w)`` for the two sides, their vector-Jacobian products, and ``pair(x, w)``, the same quantity of row i of
+x and row i of w without the cancellation of the product. All take and return [N, D] tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["CosineDistance", "HyperbolicExcess", "Normalised", "Plain", "SquaredDistance"]
+
+_SMALLEST_NORM = 1e-12
+
+
+class Plain:
+    """``<x, w>``."""
+
+    identity = True
+    extra = 0  # columns that the embedding adds
+
+    def rows(self, x: Tensor) -> Tensor:
+        return x
+
+    def classes(self, w: Tensor) -> Tensor:
+        return w
+
+    def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
+        return d
+
+    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
+        return d
+
+    def pair(self, x: Tensor, w: Tensor) -> Tensor | None:
+        return None
+
+
+class Normalised(Plain):
+    """``C = <x, w> / (|x| |w|)``."""
+
+    identity = False
+
+    def rows(self, x: Tensor) -> Tensor:
+        return x / _norm(x)
+
+    def classes(self, w: Tensor) -> Tensor:
+        return Normalised.rows(self, w)
+
+    def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
+        norm = _norm(x)
+        unit = x / norm
+        return (d - unit * (unit * d).sum(1, keepdim=True)) / norm
+
+    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
+        return Normalised.rows_vjp(self, w, d)
+
+
+class CosineDistance(Normalised):
+    """``1 - C``."""
+
+    extra = 1
+
+    def rows(self, x: Tensor) -> Tensor:
+        return torch.cat([-super().rows(x), torch.ones_like(x[:, :1])], 1)
+
+    def classes(self, w: Tensor) -> Tensor:
+        return torch.cat([super().classes(w), torch.ones_like(w[:, :1])], 1)
+
+    def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
+        return super().rows_vjp(x, -d[:, :-1])
+
+    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
+        return super().classes_vjp(w, d[:, :-1])
+
+    def pair(self, x: Tensor, w: Tensor) -> Tensor | None:
+        return ((super().rows(x) - super().classes(w)) ** 2).sum(1) / 2
+
+
+@dataclass(frozen=True)
+class SquaredDistance(Plain):
+    """``factor |x - w|^2`` as ``<[x, |x|^2, 1], factor [-2 w, 1, |w|^2]>``."""
+
+    factor: float = 1.0
+    identity = False
+    extra = 2
+
+    def rows(self, x: Tensor) -> Tensor:
+        return torch.cat([x, _square(x), torch.ones_like(x[:, :1])], 1)
+
+    def classes(self, w: Tensor) -> Tensor:
+        return self.factor * torch.cat([-2 * w, torch.ones_like(w[:, :1]), _square(w)], 1)
+
+    def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
+        return d[:, :-2] + 2 * x * d[:, -2:-1]
+
+    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
+        return 2 * self.factor * (w * d[:, -1:] - d[:, :-2])
+
+    def pair(self, x: Tensor, w: Tensor) -> Tensor | None:
+        return self.factor * ((x - w) ** 2).sum(1)
+
+
+@dataclass(frozen=True)
+class HyperbolicExcess(Plain):
+    """``E = 2 c |x - w|^2 / ((1 - c |x|^2) (1 - c |w|^2))``, the distance in the Poincare ball being ``arcosh(1 + E) / sqrt(c)``; NaN
+    outside the ball. With ``u = 1 / (1 - c |x|^2)`` it is the product of ``[u x, u |x|^2, u]`` and ``2 c v [-2 w, 1, |w|^2]``."""
+
+    c: float
+    identity = False
+    extra = 2
+
+    def _u(self, x: Tensor) -> Tensor:
+        room = 1 - self.c * _square(x)
+        return torch.where(room > 0, 1 / room, math.nan)
+
+    def rows(self, x: Tensor) -> Tensor:
+        return self._u(x) * torch.cat([x, _square(x), torch.ones_like(x[:, :1])], 1)
+
+    def classes(self, w: Tensor) -> Tensor:
+        return 2 * self.c * self._u(w) * torch.cat([-2 * w, torch.ones_like(w[:, :1]), _square(w)], 1)
+
+    def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
+        u, p = self._u(x), _square(x)
+        d_x, d_p, d_1 = d[:, :-2], d[:, -2:-1], d[:, -1:]
+        d_u = (x * d_x).sum(1, keepdim=True) + p * d_p + d_1
+        return u * (d_x + 2 * x * d_p) + d_u * 2 * self.c * u * u * x
+
+    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
+        v, q = self._u(w), _square(w)
+        d_w, d_1, d_q = d[:, :-2], d[:, -2:-1], d[:, -1:]
+        d_v = -2 * (w * d_w).sum(1, keepdim=True) + d_1 + q * d_q
+        return 2 * self.c * (v * 2 * (w * d_q - d_w) + d_v * 2 * self.c * v * v * w)
+
+    def pair(self, x: Tensor, w: Tensor) -> Tensor | None:
+        return (2 * self.c * self._u(x) * self._u(w)).squeeze(1) * ((x - w) ** 2).sum(1)
+
+
+def _square(x: Tensor) -> Tensor:
+    return (x * x).sum(1, keepdim=True)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)

@@ -1,0 +1,338 @@
+"""The walk over (rows x classes) tiles that all fused linear heads share. Scores exist one tile at a time, in a workspace.
+
+    tile = rows(x_c) classes(w_b)^T (+ bias)          one matrix product
+    row statistics of the tile, merged over b          logit_stats, with a shard of the classes
+    tile <- d loss / d tile                            logit_stats_backward_, in place
+    d_x_c += tile classes(w_b);  d_w_b += tile^T rows(x_c)
+
+Shapes: input [N, D], linear_weight [V, D], target [N]; statistics [N]. Accumulates in float32 (float64 for float64): 16-bit operands are
+converted a tile at a time on CPU, and multiplied as they are with a float32 result on CUDA. Order is fixed: the same bits from run to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .linear_plan import Plan, plan
+from .ops._register import stats_dtype
+from .score_maps import ScoreMap
+
+_ops = torch.ops.nearlinear
+
+
+class Stats(NamedTuple):
+    """Row statistics as :func:`logit_stats` returns them; ``lse_residual`` is what rounding took from lse."""
+
+    nll: Tensor
+    lse: Tensor
+    spread: Tensor
+    lse_residual: Tensor
+
+
+class Upstream(NamedTuple):
+    d_nll: Tensor
+    d_lse: Tensor
+    d_spread: Tensor
+
+
+@dataclass
+class Head:
+    """One call's tensors and options."""
+
+    input: Tensor
+    linear_weight: Tensor
+    linear_bias: Tensor | None
+    target: Tensor
+    weight: Tensor | None
+    margin: Tensor | None
+    ignore_index: int
+    score_map: ScoreMap
+    spread: bool
+    first_class: int = 0
+    num_classes: int | None = None
+    max_workspace_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        self.wide = stats_dtype(self.input)
+        self.embedding = self.score_map.embedding
+        elementwise = self.score_map.elementwise
+        self.map_arguments = elementwise.name, elementwise.params
+        self.on_half = self.input.dtype.itemsize == 2 and self.input.is_cuda and self.embedding.identity
+        self.held = self.linear_weight.shape[0]
+        self.classes_in_all = self.held if self.num_classes is None else self.num_classes
+
+    @property
+    def weight_sum(self) -> Tensor | float:
+        return float(self.held) if self.weight is None else self.weight.sum()
+
+    def plan(self, num_rows: int) -> Plan:
+        return plan(
+            num_rows, self.held, self.input.shape[1], self.input.dtype, device_type=self.input.device.type, score_map=self.score_map,
+            max_workspace_bytes=self.max_workspace_bytes,
+        )  # fmt: skip
+
+
+class Gradients:
+    """Accumulators of the wanted gradients; what is not wanted is empty."""
+
+    def __init__(self, head: Head, wants: list[bool], one_tile_of_rows: bool) -> None:
+        def like(t: Tensor | None, wanted: bool, dtype: torch.dtype | None = None) -> Tensor:
+            return head.input.new_empty(0) if t is None or not wanted else torch.empty_like(t, dtype=dtype)
+
+        self.wants = wants
+        direct = one_tile_of_rows or head.linear_weight.dtype == head.wide
+        self.d_input = like(head.input, wants[0])
+        self.d_weight = like(head.linear_weight, wants[1], None if direct else head.wide)
+        self.d_bias = like(head.linear_bias, wants[2], head.wide)
+        self.d_margin = like(head.margin, wants[3], head.wide)
+
+    def results(self, head: Head) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        bias, margin = head.linear_bias, head.margin
+        return (
+            self.d_input,
+            self.d_weight.to(head.linear_weight.dtype),
+            self.d_bias if bias is None else self.d_bias.to(bias.dtype),
+            self.d_margin if margin is None else self.d_margin.to(margin.dtype),
+        )
+
+
+class _Target(NamedTuple):
+    """The target's element of each row of a tile, where a margin or an exact product replaced it."""
+
+    here: Tensor
+    place: Tensor
+    slope: Tensor | None
+    by_margin: Tensor | None
+
+
+def walk(
+    head: Head, upstream: Callable[[Stats, slice | Tensor], Upstream] | None, wants: list[bool], given: Stats | None = None
+) -> tuple[Stats, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Statistics of every row, and the gradients that ``upstream`` (of a tile's rows, given their statistics) asks for.
+
+    ``given``: statistics known already, so that only the gradients are computed.
+    """
+    n = head.input.shape[0]
+    kept = _kept_rows(head)
+    rows_in_all = n if kept is None else len(kept)
+    tiles = head.plan(rows_in_all)
+    gradients = Gradients(head, wants if upstream else [False] * 4, rows_in_all <= tiles.rows)
+    stats = given or _empty_stats(head, n, kept is not None)
+    if rows_in_all == 0 or kept is not None:
+        gradients.d_input.zero_()
+        gradients.d_margin.zero_()
+    if rows_in_all == 0:
+        gradients.d_weight.zero_()
+        gradients.d_bias.zero_()
+        return stats, gradients.results(head)
+    walker = _Walker(head, tiles, gradients)
+    for begin in range(0, rows_in_all, tiles.rows):
+        end = min(begin + tiles.rows, rows_in_all)
+        index: slice | Tensor = slice(begin, end) if kept is None else kept[begin:end]
+        walker.enter(index, first=begin == 0)
+        if given is None:
+            found = walker.statistics()
+            for whole, part in zip(stats, found, strict=True):
+                if part.numel():
+                    whole[index] = part
+        else:
+            found = Stats(*(s[index] if s.numel() else s for s in given))
+        if upstream is not None:
+            walker.gradient(found, upstream(found, index))
+    return stats, gradients.results(head)
+
+
+def _kept_rows(head: Head) -> Tensor | None:
+    """Rows that are not ignored, on CPU, where leaving the others out saves their share of the products; None: all, or on CUDA, where
+    finding them would synchronise."""
+    if head.input.is_cuda:
+        return None
+    kept = head.target != head.ignore_index
+    return None if bool(kept.all()) else kept.nonzero().flatten()
+
+
+def _empty_stats(head: Head, n: int, some_ignored: bool) -> Stats:
+    make = torch.zeros if some_ignored else torch.empty
+    return Stats(*(make(n if wanted else 0, dtype=head.wide, device=head.input.device) for wanted in (True, True, head.spread, True)))
+
+
+class _Walker:
+    def __init__(self, head: Head, tiles: Plan, gradients: Gradients) -> None:
+        self.head, self.tiles, self.gradients = head, tiles, gradients
+        self.buffer = head.input.new_empty(tiles.rows * tiles.classes, dtype=head.wide)
+        self.one_block = tiles.classes >= head.held
+        self.blocks = [(b, min(b + tiles.classes, head.held)) for b in range(0, head.held, tiles.classes)]
+        self.classes_of_block: tuple[Tensor, Tensor] | None = None  # kept where there is one block
+        self.tile: Tensor | None = None
+        self.mark: _Target | None = None
+
+    def enter(self, index: slice | Tensor, first: bool) -> None:
+        """Go to the next rows."""
+        head = self.head
+        self.index, self.first, self.tile = index, first, None
+        raw = head.input[index]
+        self.x = raw if head.on_half else raw.to(head.wide)
+        self.rows = head.embedding.rows(self.x)
+        self.labels = head.target[index]
+        self.margin = None if head.margin is None else head.margin[index].to(head.wide)
+
+    def classes(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """(class vectors, their embedding) of one block."""
+        if self.classes_of_block is not None:
+            return self.classes_of_block
+        raw = self.head.linear_weight[begin:end]
+        w = raw if self.head.on_half else raw.to(self.head.wide)
+        found = w, self.head.embedding.classes(w)
+        if self.one_block:
+            self.classes_of_block = found
+        return found
+
+    def fill(self, begin: int, end: int) -> Tensor:
+        """Scores of the rows against one block, before the elementwise map; the target's under its margin."""
+        head = self.head
+        w, embedded = self.classes(begin, end)
+        tile = self.buffer[: len(self.rows) * (end - begin)].view(len(self.rows), end - begin)
+        if head.on_half:
+            torch.mm(self.rows, embedded.t(), out_dtype=head.wide, out=tile)
+        else:
+            torch.mm(self.rows, embedded.t(), out=tile)
+        if head.linear_bias is not None:
+            tile.add_(head.linear_bias[begin:end].to(head.wide))
+        self.mark = self.replace_target(tile, w, begin)
+        return tile
+
+    def replace_target(self, tile: Tensor, w: Tensor, begin: int) -> _Target | None:
+        head = self.head
+        label = self.labels - (head.first_class + begin)
+        place = label.clamp(0, tile.shape[1] - 1)
+        product = tile.gather(1, place.unsqueeze(1)).squeeze(1)
+        # the product of a pair without the cancellation of the matrix product, which matters where x is close to its own class
+        exact = None if head.embedding.identity else head.embedding.pair(self.x, w[place])
+        found = head.score_map.target(product if exact is None else exact, self.margin)
+        value = exact if found is None else found[0]
+        if value is None:
+            return None
+        here = (label >= 0) & (label < tile.shape[1])
+        tile.scatter_(1, place.unsqueeze(1), torch.where(here, value, product).unsqueeze(1))
+        return _Target(here, place.unsqueeze(1), *(found[1:] if found is not None else (None, None)))
+
+    def statistics(self) -> Stats:
+        head = self.head
+        merged: Stats | None = None
+        mass: Tensor | float = 0.0  # sum of the class weights so far
+        for begin, end in self.blocks:
+            self.tile = self.fill(begin, end)
+            weight = None if head.weight is None else head.weight[begin:end]
+            part = Stats(
+                *_ops.logit_stats(
+                    self.tile, self.labels, weight, head.ignore_index, *head.map_arguments, head.spread,
+                    head.first_class + begin, head.classes_in_all,
+                )
+            )  # fmt: skip
+            part_mass = float(end - begin) if weight is None else weight.sum()
+            merged = part if merged is None else merge(merged, mass, part, part_mass)
+            mass = mass + part_mass
+        assert merged is not None
+        if self.one_block or not head.input.is_cuda:
+            return merged
+        ignored = self.labels == head.ignore_index  # CPU has left them out
+        return Stats(*(s.masked_fill(ignored, 0) if s.numel() else s for s in merged))
+
+    def gradient(self, stats: Stats, up: Upstream) -> None:
+        """Add these rows' part to the gradients."""
+        head, out = self.head, self.gradients
+        d_rows: Tensor | None = None
+        d_margin = torch.zeros_like(stats.nll) if out.d_margin.numel() else None
+        for begin, end in self.blocks:
+            tile = self.fill(begin, end) if self.tile is None or not self.one_block else self.tile
+            weight = None if head.weight is None else head.weight[begin:end]
+            d_lse = up.d_lse
+            if head.spread and not self.one_block:
+                # lse carries d_spread times the weights of all classes; the kernel adds those that it sees
+                d_lse = d_lse + up.d_spread * (head.weight_sum - (float(end - begin) if weight is None else weight.sum()))
+            _ops.logit_stats_backward_(
+                up.d_nll, d_lse, up.d_spread, tile, self.labels, weight, stats.nll, stats.lse, stats.lse_residual, head.ignore_index,
+                *head.map_arguments, head.spread, head.first_class + begin, head.classes_in_all,
+            )  # fmt: skip
+            self.through_margin(tile, d_margin)
+            d_rows = self.accumulate(tile, begin, end, d_rows)
+        if d_rows is not None:
+            out.d_input[self.index] = head.embedding.rows_vjp(self.x, d_rows).to(head.input.dtype)
+        if d_margin is not None:
+            out.d_margin[self.index] = d_margin
+
+    def through_margin(self, tile: Tensor, d_margin: Tensor | None) -> None:
+        mark = self.mark
+        if mark is None or mark.slope is None or mark.by_margin is None:
+            return
+        d = tile.gather(1, mark.place).squeeze(1)
+        tile.scatter_(1, mark.place, torch.where(mark.here, d * mark.slope, d).unsqueeze(1))
+        if d_margin is not None:
+            d_margin += torch.where(mark.here, d * mark.by_margin, 0.0)
+
+    def accumulate(self, tile: Tensor, begin: int, end: int, d_rows: Tensor | None) -> Tensor | None:
+        head, out = self.head, self.gradients
+        w, embedded = self.classes(begin, end)
+        if out.d_bias.numel():
+            self.add(out.d_bias[begin:end], tile.sum(0))
+        left = tile.to(head.input.dtype) if head.on_half else tile
+        if out.d_input.numel():
+            # straight into the result where the product is the whole gradient
+            into = out.d_input[self.index] if isinstance(self.index, slice) else None
+            if into is None or not head.embedding.identity or not self.one_block or into.dtype != head.wide or not into.is_contiguous():
+                d_rows = _product(left, embedded, head.wide, d_rows)
+            else:
+                torch.mm(left, embedded, out=into)
+        if out.d_weight.numel():
+            block = out.d_weight[begin:end]
+            if head.embedding.identity and block.dtype == head.wide:
+                _product_into(block, left.t(), self.rows, self.first)
+            else:
+                self.add(block, head.embedding.classes_vjp(w, _product(left.t(), self.rows, head.wide)))
+        return d_rows
+
+    def add(self, into: Tensor, part: Tensor) -> None:
+        if self.first:
+            into.copy_(part)
+        else:
+            into.add_(part)
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype, onto: Tensor | None = None) -> Tensor:
+    if onto is not None:
+        _product_into(onto, a, b, first=False)
+        return onto
+    return torch.mm(a, b) if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
+
+
+def _product_into(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """``into (+)= a b``."""
+    if a.dtype == into.dtype:
+        torch.mm(a, b, out=into) if first else into.addmm_(a, b)
+    elif first:
+        torch.mm(a, b, out_dtype=into.dtype, out=into)
+    else:
+        torch.addmm(into, a, b, out_dtype=into.dtype, out=into)
+
+
+def merge(a: Stats, mass_a: Tensor | float, b: Stats, mass_b: Tensor | float) -> Stats:
+    """Statistics over the classes of two shards. The label lies in one at most; in float64, so nll keeps its relative accuracy."""
+    lse_a, lse_b = (s.lse.double() + s.lse_residual for s in (a, b))
+    equal = lse_a == lse_b  # so that two infinities make no NaN
+    gap = torch.where(equal, 0.0, lse_a - lse_b)  # NaN stays NaN
+    lse = torch.logaddexp(lse_a, lse_b)
+    zero = torch.zeros_like(gap)
+    gain_a, gain_b = torch.logaddexp(-gap, zero), torch.logaddexp(gap, zero)  # lse - lse_a, lse - lse_b
+    nll = torch.where(torch.isposinf(b.nll), a.nll + gain_a, b.nll + gain_b)
+    nll = torch.where(torch.isnan(a.nll), a.nll, nll)
+    high = lse.to(a.lse.dtype)
+    residual = torch.where(torch.isfinite(high), lse - high, zero)
+    spread = a.spread
+    if spread.numel():
+        spread = (a.spread + mass_a * gain_a + (b.spread + mass_b * gain_b)).to(a.lse.dtype)
+    return Stats(nll.to(a.lse.dtype), high, spread, residual.to(a.lse.dtype))

@@ -1,0 +1,281 @@
+"""Score maps: how a feature x and a class vector w make a logit, for the fused linear heads.
+
+Every map here is ``z = elementwise(<rows(x), classes(w)>)``: an embedding of either side, one dot product, one scalar function from
+:mod:`nearlinear.logit_maps`. So the tile is a matrix product whatever the geometry, the kernel sees a scalar function, and gradients
+of x and w are the embeddings' own. Margins change the target's dot product alone. Calling a record gives its logits in plain torch;
+``formula`` gives them as the paper writes them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .embeddings import CosineDistance, HyperbolicExcess, Normalised, Plain, SquaredDistance
+from .logit_maps import LOGIT_MAPS, Arcosh, LogitMap, Power, Scale
+
+__all__ = [
+    "RBF",
+    "SCORE_MAPS",
+    "ArcMargin",
+    "CosMargin",
+    "Cosine",
+    "CosineHarmonic",
+    "Dot",
+    "Harmonic",
+    "Poincare",
+    "ScoreMap",
+    "StudentT",
+    "get_score_map",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """Base of the records; subclasses are frozen and hashable. ``name`` and ``params`` cross the op boundary."""
+
+    name: ClassVar[str]
+    source: ClassVar[str] = ""
+    takes_margin: ClassVar[bool] = False
+
+    @property
+    def map_name(self) -> str:
+        """What the ops call it."""
+        return self.name
+
+    @property
+    def params(self) -> list[float]:
+        return [float(value) for value in vars(self).values()]
+
+    @property
+    def embedding(self) -> Plain:
+        raise NotImplementedError
+
+    @property
+    def elementwise(self) -> LogitMap:
+        raise NotImplementedError
+
+    def target(self, product: Tensor, margin: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(the target's product under the margin, its derivative by the product, by the margin), or None without a margin."""
+        return None
+
+    def __call__(self, x: Tensor, w: Tensor) -> Tensor:
+        """Logits [N, V] of features [N, D] and class vectors [V, D], without margins."""
+        return self.elementwise(self.embedding.rows(x) @ self.embedding.classes(w).T)
+
+    def formula(self, x: Tensor, w: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Cosine(ScoreMap):
+    """``z = scale * cos(x, w)``; norms below 1e-12 count as 1e-12."""
+
+    scale: float = 64.0
+    name: ClassVar[str] = "cosine"
+    source: ClassVar[str] = "Wang et al. 2017, arXiv:1704.06369 (NormFace)"
+
+    @property
+    def embedding(self) -> Plain:
+        return Normalised()
+
+    @property
+    def elementwise(self) -> LogitMap:
+        return Scale(self.scale)
+
+    def formula(self, x: Tensor, w: Tensor) -> Tensor:
+        return self.scale * torch.nn.functional.cosine_similarity(x.unsqueeze(1), w, dim=-1, eps=1e-12)
+
+
+@dataclass(frozen=True)
+class ArcMargin(Cosine):
+    """Cosine whose target is ``scale * (cos(multiplier * theta + margin) - offset)``, theta its angle: ArcFace, and with ``multiplier``
+    and ``offset`` the combined margin (m1, m2, m3). A per-row ``margin`` tensor takes the place of the field.
+
+    ``monotone``: beyond ``multiplier * theta + margin = pi`` the target continues as ``cos(theta) - margin sin(margin) - offset``,
+    so that it keeps falling with theta. ``sin(theta)`` counts as at least 1e-6, so the slope stays finite at both ends.
+    """
+
+    margin: float = 0.5
+    multiplier: float = 1.0
+    offset: float = 0.0
+    monotone: bool = False
+    name: ClassVar[str] = "arc_margin"
+    source: ClassVar[str] = "Deng et al. 2018, arXiv:1801.07698, eq. (3) and (4)"
+    takes_margin: ClassVar[bool] = True
+
+    def target(self, product: Tensor, margin: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        m = torch.full_like(product, self.margin) if margin is None else margin
+        sine = torch.sqrt(((1 - product) * (1 + product)).clamp_min(1e-12))
+        angle = self.multiplier * torch.atan2(sine, product) + m
+        value, slope, by_margin = torch.cos(angle), self.multiplier * torch.sin(angle) / sine, -torch.sin(angle)
+        if self.monotone:
+            beyond = angle > math.pi
+            value = torch.where(beyond, product - m * torch.sin(m), value)
+            slope = slope.masked_fill(beyond, 1.0)
+            by_margin = torch.where(beyond, -torch.sin(m) - m * torch.cos(m), by_margin)
+        return value - self.offset, slope, by_margin
+
+
+@dataclass(frozen=True)
+class CosMargin(Cosine):
+    """Cosine whose target is ``scale * (cos(theta) - margin)`` (CosFace); a per-row ``margin`` tensor takes the place of the field."""
+
+    margin: float = 0.35
+    name: ClassVar[str] = "cos_margin"
+    source: ClassVar[str] = "Wang et al. 2018, arXiv:1801.09414, eq. (4)"
+    takes_margin: ClassVar[bool] = True
+
+    def target(self, product: Tensor, margin: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        return product - (self.margin if margin is None else margin), torch.ones_like(product), -torch.ones_like(product)
+
+
+@dataclass(frozen=True)
+class Harmonic(ScoreMap):
+    """``z = -exponent * log(|x - w|^2 + eps)``: ``p_j`` is proportional to ``(|x - w_j|^2 + eps)^-exponent``."""
+
+    exponent: float
+    eps: float = 1e-4
+    name: ClassVar[str] = "harmonic"
+    source: ClassVar[str] = "Baek et al. 2025, arXiv:2502.01628; Miller-Golub et al. 2026, arXiv:2603.10225"
+
+    @property
+    def embedding(self) -> Plain:
+        return SquaredDistance()
+
+    @property
+    def elementwise(self) -> LogitMap:
+        return Power(self.exponent, self.eps)
+
+    def formula(self, x: Tensor, w: Tensor) -> Tensor:
+        return torch.log(((x.unsqueeze(1) - w) ** 2).sum(-1).add(self.eps) ** -self.exponent)
+
+
+@dataclass(frozen=True)
+class CosineHarmonic(ScoreMap):
+    """``z = -exponent * log(1 - cos(x, w) + eps)``."""
+
+    exponent: float
+    eps: float = 1e-4
+    name: ClassVar[str] = "cosine_harmonic"
+    source: ClassVar[str] = "Miller-Golub et al. 2026, arXiv:2603.10225"
+
+    @property
+    def embedding(self) -> Plain:
+        return CosineDistance()
+
+    @property
+    def elementwise(self) -> LogitMap:
+        return Power(self.exponent, self.eps)
+
+    def formula(self, x: Tensor, w: Tensor) -> Tensor:
+        return torch.log((1 - torch.nn.functional.cosine_similarity(x.unsqueeze(1), w, dim=-1) + self.eps) ** -self.exponent)
+
+
+@dataclass(frozen=True)
+class RBF(ScoreMap):
+    """``z = -|x - w|^2 / bandwidth``."""
+
+    bandwidth: float
+    name: ClassVar[str] = "rbf"
+    source: ClassVar[str] = "Gaussian kernel; with a softmax, prototypical networks, Snell et al. 2017, arXiv:1703.05175, eq. (2)"
+
+    @property
+    def embedding(self) -> Plain:
+        return SquaredDistance()
+
+    @property
+    def elementwise(self) -> LogitMap:
+        return Scale(-1 / self.bandwidth)
+
+    def formula(self, x: Tensor, w: Tensor) -> Tensor:
+        return torch.log(torch.exp(-((x.unsqueeze(1) - w) ** 2).sum(-1) / self.bandwidth))
+
+
+@dataclass(frozen=True)
+class StudentT(ScoreMap):
+    """``z = -(nu + 1) / 2 * log(1 + |x - w|^2 / nu)``."""
+
+    nu: float = 1.0
+    name: ClassVar[str] = "student_t"
+    source: ClassVar[str] = "van der Maaten 2009 (parametric t-SNE); Xie et al. 2016, arXiv:1511.06335, eq. (1)"
+
+    @property
+    def embedding(self) -> Plain:
+        return SquaredDistance(1 / self.nu)
+
+    @property
+    def elementwise(self) -> LogitMap:
+        return Power((self.nu + 1) / 2, 1.0)
+
+    def formula(self, x: Tensor, w: Tensor) -> Tensor:
+        return torch.log((1 + ((x.unsqueeze(1) - w) ** 2).sum(-1) / self.nu) ** (-(self.nu + 1) / 2))
+
+
+@dataclass(frozen=True)
+class Poincare(ScoreMap):
+    """``z = -d(x, w) / temperature``, d the distance in the Poincare ball of curvature -c. Points must have ``c |x|^2 < 1``; a point
+    outside gives NaN. The distance is not differentiable at ``x = w``; the slope there is that of an excess of 1e-12."""
+
+    c: float = 0.1
+    temperature: float = 1.0
+    name: ClassVar[str] = "poincare"
+    source: ClassVar[str] = "Liu, He, Han 2025, arXiv:2504.06120 (HypCD); Nickel, Kiela 2017, arXiv:1705.08039, eq. (1)"
+
+    @property
+    def embedding(self) -> Plain:
+        return HyperbolicExcess(self.c)
+
+    @property
+    def elementwise(self) -> LogitMap:
+        return Arcosh(1 / (math.sqrt(self.c) * self.temperature))
+
+    def formula(self, x: Tensor, w: Tensor) -> Tensor:
+        # Moebius addition of -x and w, and artanh of its norm
+        x, c = x.unsqueeze(1), self.c
+        xw, xx, ww = -(x * w).sum(-1, keepdim=True), (x * x).sum(-1, keepdim=True), (w * w).sum(-1, keepdim=True)
+        sum_ = ((1 + 2 * c * xw + c * ww) * -x + (1 - c * xx) * w) / (1 + 2 * c * xw + c * c * xx * ww)
+        return -2 / (math.sqrt(c) * self.temperature) * torch.atanh(math.sqrt(c) * sum_.norm(dim=-1))
+
+
+@dataclass(frozen=True)
+class Dot(ScoreMap):
+    """``z = logit_map(<x, w> + bias)``: the plain linear head, under an elementwise map."""
+
+    logit_map: LogitMap
+    name: ClassVar[str] = "dot"
+
+    @property
+    def map_name(self) -> str:
+        return self.logit_map.name
+
+    @property
+    def params(self) -> list[float]:
+        return self.logit_map.params
+
+    @property
+    def embedding(self) -> Plain:
+        return Plain()
+
+    @property
+    def elementwise(self) -> LogitMap:
+        return self.logit_map
+
+    def formula(self, x: Tensor, w: Tensor) -> Tensor:
+        return self.logit_map((x.unsqueeze(1) * w).sum(-1))
+
+
+SCORE_MAPS: dict[str, type[ScoreMap]] = {
+    record.name: record for record in (Cosine, ArcMargin, CosMargin, Harmonic, CosineHarmonic, RBF, StudentT, Poincare)
+}
+
+
+def get_score_map(name: str, params: list[float]) -> ScoreMap:
+    """The record of that name; an elementwise map's name gives the plain head under it."""
+    if name in SCORE_MAPS:
+        return SCORE_MAPS[name](*params)
+    return Dot(LOGIT_MAPS[name](*params))

@@ -1,0 +1,151 @@
+"""Fused linear heads: the battery on its cases, once row by row (scores computed twice) and once reduced (gradients in forward)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import nearlinear
+import torch
+from battery import Battery
+from measure import Case, Draw, Inputs
+from nearlinear import score_maps
+from nearlinear.reference import linear_cross_entropy as reference
+from torch import Tensor
+
+ops = torch.ops.nearlinear
+NATIVE = ("input", "linear_weight", "linear_bias")
+BOTH = ("input", "linear_weight")
+
+
+def head(classes: int, features: int, *, ignored: int | None = None, ball: bool = False, scale: float = 1.0, **extra: str) -> Any:
+    """Features, class vectors and labels; every seventh row is ignored if ``ignored`` is given; extra inputs by name: "class" or
+    "row" sized. ``ball``: points of norm below 1."""
+
+    def make(draw: Draw, rows: int) -> Inputs:
+        made = {"input": draw.normal(rows, features, scale=scale), "linear_weight": draw.normal(classes, features)}
+        if ball:
+            made = {name: t / (1.2 + t.norm(dim=1, keepdim=True)) for name, t in made.items()}
+        made["target"] = draw.labels(classes, rows)
+        made["target"][-1:] = classes - 1
+        if ignored is not None:
+            made["target"][::7] = ignored
+        sizes = {"class": (classes,), "row": (rows,)}
+        for name, size in extra.items():
+            made[name] = draw.positive(*sizes[size])
+        return made
+
+    return make
+
+
+# small enough that rows and classes are cut into several tiles: 32 rows x 64 classes or so
+TIGHT = {"max_workspace_bytes": 40_000}
+FULL = {"label_smoothing": 0.1, "z_loss": 0.01, "ignore_index": 2}
+EVERYTHING = {"linear_bias": "class", "weight": "class", "sample_weight": "row", "extra_lse": "row"}
+ALL = ("input", "linear_weight", "linear_bias", "sample_weight", "extra_lse")
+
+
+def mapped(name: str, record: score_maps.ScoreMap, **make: Any) -> Case:
+    extra = {"margin": "row"} if record.takes_margin else {}
+    return Case(
+        name, head(5, 3, ignored=2, **make, **extra), "a record of the table", rows=12, native=NATIVE,
+        differentiable=(*BOTH, *extra), options={"logit_map": record, "ignore_index": 2, "label_smoothing": 0.1}, checked=True,
+    )  # fmt: skip
+
+
+MAPS = {
+    "cosine": mapped("cosine", score_maps.Cosine(4.0)),
+    "arc_margin": mapped("arc_margin", score_maps.ArcMargin(4.0)),
+    "combined_margin": mapped("combined_margin", score_maps.ArcMargin(4.0, 0.3, 1.1, 0.1)),
+    "cos_margin": mapped("cos_margin", score_maps.CosMargin(4.0)),
+    "harmonic": mapped("harmonic", score_maps.Harmonic(2.0)),
+    "cosine_harmonic": mapped("cosine_harmonic", score_maps.CosineHarmonic(2.0, 1e-2)),
+    "rbf": mapped("rbf", score_maps.RBF(3.0)),
+    "student_t": mapped("student_t", score_maps.StudentT(2.0)),
+    "poincare": mapped("poincare", score_maps.Poincare(1.0, 0.5), ball=True),
+}
+CASES = (
+    Case("plain", head(37, 9, scale=0.5), "one tile", native=NATIVE, differentiable=BOTH),
+    Case("tiles", head(131, 9), "several tiles of rows and of classes", rows=70, native=NATIVE, differentiable=BOTH, options=TIGHT),
+    Case(
+        "everything", head(4, 2, ignored=2, **EVERYTHING), "every option at once", rows=5, native=NATIVE, options=FULL,
+        differentiable=ALL, checked=True,
+    ),
+    Case(
+        "everything_tiles", head(131, 5, ignored=2, **EVERYTHING), "every option over several tiles", rows=70, native=NATIVE,
+        options={**FULL, **TIGHT}, differentiable=ALL,
+    ),
+    Case(
+        "capped", head(7, 4, linear_bias="class"), "a nonlinear map of the biased product", rows=7, native=NATIVE, options={"softcap": 2.0},
+        differentiable=(*BOTH, "linear_bias"), checked=True,
+    ),
+    Case(
+        "focal", head(7, 4, ignored=-100, extra_lse="row"), "a row loss with further negatives", rows=9, native=NATIVE,
+        options={"row_loss": "focal"}, differentiable=(*BOTH, "extra_lse"), checked=True,
+    ),
+    Case(
+        "gce_tiles", head(131, 5), "a row loss over several tiles", rows=70, native=NATIVE, options={"row_loss": "gce", **TIGHT},
+        differentiable=BOTH,
+    ),
+    *MAPS.values(),
+    Case(
+        "arc_tiles", head(131, 5, margin="row", ignored=-100), "margins over several tiles", rows=70, native=NATIVE,
+        options={"logit_map": score_maps.ArcMargin(8.0), "max_workspace_bytes": 80_000}, differentiable=(*BOTH, "margin"),
+    ),
+    Case(
+        "harmonic_tiles", head(131, 5), "distances over several tiles", rows=70, native=NATIVE,
+        options={"logit_map": score_maps.Harmonic(3.0), "max_workspace_bytes": 80_000}, differentiable=BOTH,
+    ),
+)  # fmt: skip
+
+
+class TestLinearCrossEntropy(Battery):
+    function = staticmethod(nearlinear.linear_cross_entropy)
+    definition = staticmethod(reference.linear_cross_entropy)
+    cases = CASES
+    casts_under_autocast = True
+    compiled: ClassVar[dict[str, str]] = {
+        "everything": "inductor",
+        "plain": "aot_eager",
+        "arc_margin": "aot_eager",
+        "harmonic": "aot_eager",
+    }
+    modules = (
+        (nearlinear.LinearCrossEntropyLoss, nearlinear.linear_cross_entropy, {"label_smoothing": 0.1, "softcap": 5.0, "z_loss": 0.1}),
+        (nearlinear.LinearCrossEntropyLoss, nearlinear.linear_cross_entropy, {"row_loss": "gce", "reduction": "none"}),
+    )
+
+    @classmethod
+    def same_path(cls, view: Tensor) -> bool:
+        return view.is_contiguous() and view.data_ptr() % 64 == 0  # the order of a matrix product is the library's choice
+
+    @classmethod
+    def op_samples(cls, device: torch.device) -> list[tuple[Any, tuple[Any, ...], tuple[int, ...]]]:
+        draw = Draw()
+        x, w, b = (draw.normal(*shape).float().to(device) for shape in ((5, 3), (7, 3), (7,)))
+        y, v, m = draw.labels(7, 5).to(device), draw.positive(7).float().to(device), draw.positive(5).float().to(device)
+        samples: list[tuple[Any, tuple[Any, ...], tuple[int, ...]]] = []
+        for tensors, options, leaves in (
+            ((x, w, b, y, v, None), (1, "soft_cap", [2.0], True), (0, 1, 2)),
+            ((x, w, None, y, None, m), (-100, "arc_margin", [4.0, 0.5, 1.0, 0.0, 0.0], False), (0, 1, 5)),
+        ):
+            arguments = (*tensors, *options, 0, None, None)
+            nll, lse, spread, residual = ops.linear_logit_stats(*arguments)
+            samples.append((ops.linear_logit_stats.default, arguments, leaves))
+            up = [torch.ones_like(t) for t in (nll, lse, spread)]
+            wants = [True, True, 2 in leaves, 5 in leaves]
+            backward = (*up, *tensors, nll, lse, residual, *options, 0, None, None, wants)
+            samples.append((ops.linear_logit_stats_backward.default, backward, ()))
+            loss = (*tensors, m, m[0], *options[:3], "gce", [0.7], 0.0, 0.1, None, wants)
+            samples.append((ops.linear_row_loss.default, loss, (*leaves, 6, 7)))
+        return samples
+
+
+class TestGradientsInForward(TestLinearCrossEntropy):
+    """The same cases reduced to a scalar: gradients come from the walk that computed the loss."""
+
+    rowwise: ClassVar[dict[str, Any]] = {"reduction": "mean"}
+    common_roundings = 3  # the divisor, the loss, their product
+
+    def saved_bytes(self, case: Case, rows: int) -> int:
+        made = case.inputs(torch.float32)
+        return 64 * len(made["target"]) + 128 + sum(made[name].nbytes for name in case.differentiable)
