@@ -85,7 +85,7 @@ def workspace(
     if half or not plain:
         total += 2 * classes * columns * wide  # the classes' copy and the gradient of it
     if not plain:
-        total += 3 * (rows + classes) * columns * wide  # temporaries of the embeddings and of the exact product of the target
+        total += 4 * (rows + classes) * columns * wide  # temporaries of the embeddings and of the exact product of the target
     if half and rows < n:
         total += v * features * wide
     return total + 24 * 8 * n

@@ -120,7 +120,7 @@ def walk(
     n = head.input.shape[0]
     kept = _kept_rows(head)
     rows_in_all = n if kept is None else len(kept)
-    tiles = head.plan(rows_in_all)
+    tiles = head.plan(n)  # of all rows: which labels are ignored must not change what is allocated
     gradients = Gradients(head, wants if upstream else [False] * 4, rows_in_all <= tiles.rows)
     stats = given or _empty_stats(head, n, kept is not None)
     if rows_in_all == 0 or kept is not None:

@@ -1,0 +1,102 @@
+"""The memory promise of the fused heads: every allocation of a training step is counted, and the peak is results + planned workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import nearlinear
+import pytest
+import torch
+from nearlinear import plan, score_maps
+from nearlinear.linear_plan import DEFAULT_WORKSPACE_BYTES, workspace
+from torch import Tensor
+
+MAPS = {"dot": None, "cosine": score_maps.Cosine(8.0), "arc": score_maps.ArcMargin(8.0), "harmonic": score_maps.Harmonic(2.0)}
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """Largest sum of live allocations made by ``function``, from the allocator's own record."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    assert peak > 0, "the profiler saw no allocation"
+    return peak
+
+
+def step(x: Tensor, w: Tensor, y: Tensor, **options: Any) -> Callable[[], Any]:
+    def run() -> Any:
+        return torch.autograd.grad(nearlinear.linear_cross_entropy(x, w, y, **options), (x, w))
+
+    run()  # whatever is set up once
+    return run
+
+
+def test_the_counter_sees_an_eager_step() -> None:
+    n, d, v = 256, 32, 5000
+    x, w, y = torch.randn(n, d, requires_grad=True), torch.randn(v, d, requires_grad=True), torch.randint(v, (n,))
+    peak = peak_bytes(lambda: torch.autograd.grad(torch.nn.functional.cross_entropy(torch.nn.functional.linear(x, w), y), (x, w)))
+    assert peak >= 2 * n * v * 4  # logits and log-probabilities at least
+
+
+@pytest.mark.parametrize("limit", [2_000_000, 8_000_000, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("name", MAPS)
+def test_peak_is_results_and_workspace(name: str, dtype: torch.dtype, limit: int | None) -> None:
+    n, d, v = 500, 32, 5000
+    torch.manual_seed(0)
+    x, w = torch.randn(n, d).to(dtype).requires_grad_(), torch.randn(v, d).to(dtype).requires_grad_()
+    y = torch.randint(v, (n,))
+    y[::5] = -100
+    planned = plan(n, v, d, dtype, score_map=MAPS[name], max_workspace_bytes=limit)
+    assert planned.workspace_bytes <= (limit or DEFAULT_WORKSPACE_BYTES["cpu"])
+    results = x.nbytes + w.nbytes
+    for reduction in ("mean", "none"):
+        options = {"logit_map": MAPS[name], "max_workspace_bytes": limit, "reduction": reduction}
+        run = step(x, w, y, **options) if reduction == "mean" else _rows(x, w, y, **options)
+        peak = peak_bytes(run)
+        assert peak <= results + planned.workspace_bytes + (64 << 10), f"{reduction}: {peak - results:,} beside the results"
+
+
+def _rows(x: Tensor, w: Tensor, y: Tensor, **options: Any) -> Callable[[], Any]:
+    ones = torch.ones(len(y), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return lambda: torch.autograd.grad(nearlinear.linear_cross_entropy(x, w, y, **options), (x, w), ones)
+
+
+def test_a_step_of_the_acceptance_size_fits_150_megabytes() -> None:
+    """By formula, (2048, 512, 32000) float32: results and workspace; eager holds the logits and their gradient."""
+    planned = plan(2048, 32000, 512, torch.float32)
+    results = 4 * 512 * (2048 + 32000)
+    assert planned.products == 3
+    assert results + planned.workspace_bytes <= 150e6
+    assert 2 * 2048 * 32000 * 4 > 500e6
+
+
+def test_the_formula_of_cuda() -> None:
+    """(8192, 4096, 128256) bfloat16 on CUDA: a float32 tile, its 16-bit gradient, and the float32 accumulator of the weight's gradient."""
+    n, d, v = 8192, 4096, 128256
+    accumulator = 4 * v * d
+    whole = plan(n, v, d, torch.bfloat16, device_type="cuda", max_workspace_bytes=8 << 30)
+    assert whole.products == 3
+    assert whole.workspace_bytes >= whole.rows * v * 6 + accumulator
+    small = plan(n, v, d, torch.bfloat16, device_type="cuda")
+    assert small.workspace_bytes <= DEFAULT_WORKSPACE_BYTES["cuda"] < accumulator
+    assert (small.products, small.rows) == (4, n)  # all rows at once: each block of the weight's gradient is written once
+    assert workspace(n, small.classes, n, v, d, torch.bfloat16, "cuda", None) == small.workspace_bytes
+
+
+@pytest.mark.parametrize("n", [1, 7, 512, 4096])
+@pytest.mark.parametrize("v", [1, 100, 50257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_a_plan_never_exceeds_its_limit(n: int, v: int, dtype: torch.dtype) -> None:
+    for limit in (4 << 20, 16 << 20, 1 << 30):
+        for device in ("cpu", "cuda"):
+            found = plan(n, v, 64, dtype, device_type=device, max_workspace_bytes=limit)
+            assert found.workspace_bytes <= limit
+            assert 1 <= found.rows <= n
+            assert 1 <= found.classes <= v
+            assert found.products == (3 if found.classes == v else 4)
