@@ -32,23 +32,43 @@ from .cross_entropy import (
     poly_loss,
     truncated_gce_loss,
 )  # fmt: skip
+from .heads import (
+    ArcFaceLoss,
+    CosFaceLoss,
+    ElasticArcFaceLoss,
+    ElasticCosFaceLoss,
+    HarmonicLoss,
+    UNPGLoss,
+    arcface_loss,
+    cosface_loss,
+    elastic_arcface_loss,
+    elastic_cosface_loss,
+    harmonic_loss,
+    unpg_loss,
+)  # fmt: skip
 from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
 from .ops import cross_entropy as _cross_entropy_ops  # noqa: F401  fakes and derivatives
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
+from .row_weights import dataset_equity_weight, density_weights
 
 __all__ = [
     "GCE",
     "MAE",
+    "ArcFaceLoss",
     "CompSum",
     "CompSumLoss",
+    "CosFaceLoss",
     "CrossEntropy",
     "CrossEntropyLoss",
+    "ElasticArcFaceLoss",
+    "ElasticCosFaceLoss",
     "Floored",
     "Focal",
     "FocalLoss",
     "GCELoss",
+    "HarmonicLoss",
     "LinearCrossEntropyLoss",
     "MAELoss",
     "NearlinearWarning",
@@ -61,11 +81,19 @@ __all__ = [
     "SymmetricCE",
     "TruncatedGCE",
     "TruncatedGCELoss",
+    "UNPGLoss",
     "__version__",
+    "arcface_loss",
     "comp_sum_loss",
+    "cosface_loss",
     "cross_entropy",
+    "dataset_equity_weight",
+    "density_weights",
+    "elastic_arcface_loss",
+    "elastic_cosface_loss",
     "focal_loss",
     "gce_loss",
+    "harmonic_loss",
     "linear_cross_entropy",
     "logit_maps",
     "mae_loss",
@@ -75,4 +103,5 @@ __all__ = [
     "row_losses",
     "score_maps",
     "truncated_gce_loss",
+    "unpg_loss",
 ]  # fmt: skip
