@@ -40,5 +40,20 @@ STABLE_TORCH_LIBRARY(nearlinear, m) {
       "Tensor row_scale, Tensor? extra_lse, int ignore_index, str logit_map, float[] map_params, str row_loss, float[] row_params, "
       "float label_smoothing, float z_loss, int? max_workspace_bytes, bool[] wants) -> (Tensor loss, Tensor rows, Tensor d_extra_lse, "
       "Tensor d_input, Tensor d_weight, Tensor d_bias, Tensor d_margin)");
+  // sface. Shapes: input [N, V] cosines, or classes first_class to first_class + V of more; target [N]; total [N]. The gradient takes the
+  // weights of the sum for constants.
+  m.def("logit_sum(Tensor input, Tensor target, int ignore_index, str logit_map, float[] map_params, int first_class=0) -> Tensor total");
+  m.def(
+      "logit_sum_backward(Tensor d_total, Tensor input, Tensor target, int ignore_index, str logit_map, float[] map_params, "
+      "int first_class=0) -> Tensor d_input");
+  m.def(
+      "logit_sum_backward_(Tensor d_total, Tensor(a!) input, Tensor target, int ignore_index, str logit_map, float[] map_params, "
+      "int first_class=0) -> ()");
+  m.def(
+      "linear_logit_sum(Tensor input, Tensor linear_weight, Tensor target, int ignore_index, str logit_map, float[] map_params, "
+      "int? max_workspace_bytes=None) -> Tensor total");
+  m.def(
+      "linear_logit_sum_backward(Tensor d_total, Tensor input, Tensor linear_weight, Tensor target, int ignore_index, str logit_map, "
+      "float[] map_params, int? max_workspace_bytes, bool[] wants) -> (Tensor d_input, Tensor d_weight)");
   m.def("first_invalid_target(Tensor target, int num_classes, int ignore_index) -> Tensor");
 }

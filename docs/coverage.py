@@ -100,6 +100,6 @@ PAPERS = tuple(Paper(*row) for row in (
     ("SymFace: Additional Facial Symmetry Loss for Deep Face Recognition",
      "Prakash et al. 2024", "2409.11816", "cross-entropy", "example", "planned"),
     ("SFace: Sigmoid-Constrained Hypersphere Loss for Robust Face Recognition",
-     "Zhong et al. 2022", "2205.12010", "cross-entropy", "sface_loss", "planned"),
+     "Zhong et al. 2022", "2205.12010", "cross-entropy", "sface_loss", "done"),
 ))
 # fmt: on

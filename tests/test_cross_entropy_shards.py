@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from measure import Draw
-from nearlinear.linear_tiles import Stats, merge
 from nearlinear.logit_maps import LOGIT_MAPS
+from nearlinear.reducers import Stats, merge
 from nearlinear.reference import cross_entropy as reference
 from torch import Tensor
 

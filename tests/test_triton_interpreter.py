@@ -14,7 +14,7 @@ import pytest
 
 HERE = Path(__file__).parent
 # of the battery: whatever exercises a kernel. Compilation, second derivatives and Modules are the same lines for every kernel.
-BATTERY = "error_budget or layouts or overwritten or same_bits or edges or confident or offset or rising or one_hot or shard"
+BATTERY = " or ".join("error_budget layouts overwritten same_bits edges confident offset rising one_hot shard sums arc_cosine".split())
 
 
 def interpreted(*arguments: str) -> str:
@@ -41,5 +41,5 @@ def test_launchers_in_the_interpreter() -> None:
 
 
 def test_battery_in_the_interpreter() -> None:
-    files = [str(HERE / f"test_cross_entropy{part}.py") for part in ("", "_accuracy", "_shards")]
+    files = [str(HERE / f"test_{name}.py") for name in ("cross_entropy", "cross_entropy_accuracy", "cross_entropy_shards", "sface")]
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", BATTERY, *files)) > 100

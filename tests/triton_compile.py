@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import triton
 import triton.language as tl
-from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft
+from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, sface
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -88,6 +88,10 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 def variants(op: str, name: str, dtype: torch.dtype) -> Iterator[tuple[str, str, bool]]:
     """(map, name of the variant, all options on): everything on for every tile and dtype, the rest for bfloat16 on two tiles."""
+    if op.startswith("logit_sum"):
+        if name in ("V10", "V1000", "V32000") and dtype in (torch.float32, torch.float64):  # the tiles of a fused head
+            yield "sface", "full", True
+        return
     yield "identity", "full", True
     if dtype == torch.bfloat16 and name in ("V32000", "P65536"):
         yield "identity", "plain", False
@@ -107,7 +111,13 @@ def call(op: str, shape: tuple[int, ...], dtype: torch.dtype, logit_map: str, fu
 
     rows = [shape[0], *shape[2:]]
     input, weight, row = tensor(shape, dtype), tensor(shape[1]) if full else None, tensor(rows)
-    label, options = tensor(rows, torch.int64), (logit_map, MAPS[logit_map])
+    label, options = tensor(rows, torch.int64), (logit_map, MAPS.get(logit_map, [80.0, 1.23]))
+    if op == "logit_sum":
+        sface.logit_sum(input, label, -100, *options)
+        return
+    if op == "logit_sum_backward":
+        sface.logit_sum_backward(row, input, label, -100, *options)
+        return
     if op == "logit_stats":
         cross_entropy.logit_stats(input, label, weight, -100, *options, full)
     elif op == "logit_stats_backward":
@@ -131,8 +141,8 @@ def main(capability: int, report: Callable[[str], None]) -> None:
     def compile_only(kernel: Any, programs: int, input: Any, arguments: Any, num_warps: int, **constants: Any) -> None:
         kernels.append(kernel.warmup(*arguments, grid=(programs,), num_warps=num_warps, num_stages=1, enable_fp_fusion=True, **constants))
 
-    cross_entropy.launch = cross_entropy_soft.launch = compile_only
-    for op in ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward"):
+    cross_entropy.launch = cross_entropy_soft.launch = sface.launch = compile_only
+    for op in ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward", "logit_sum", "logit_sum_backward"):
         for name, shape in LAYOUTS.items():
             for dtype in DTYPES:
                 for logit_map, variant, full in variants(op, name, dtype):

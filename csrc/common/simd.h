@@ -107,6 +107,22 @@ NL_INLINE float tanh(float x) {
 }
 NL_INLINE double tanh(double x) { return std::tanh(x); }
 
+// arc cosine of |x| <= 1, absolute error 5e-8 (Abramowitz and Stegun 1964, 4.4.46); a larger |x| counts as 1, NaN stays
+NL_INLINE float acos(float x) {
+  const float a = std::fabs(x) > 1.0f ? 1.0f : std::fabs(x);
+  float p = -0.0012624911f;
+  p = p * a + 0.0066700901f;
+  p = p * a - 0.0170881256f;
+  p = p * a + 0.0308918810f;
+  p = p * a - 0.0501743046f;
+  p = p * a + 0.0889789874f;
+  p = p * a - 0.2145988016f;
+  p = p * a + 1.5707963050f;
+  const float angle = std::sqrt(1.0f - a) * p;
+  return x < 0 ? 3.14159265f - angle : angle;
+}
+NL_INLINE double acos(double x) { return std::acos(x > 1 ? 1.0 : x < -1 ? -1.0 : x); }
+
 // 16-bit floats to and from the low half of a 32-bit word; encode rounds to nearest even, and NaN stays NaN
 template <typename half_t>
 NL_INLINE float decode(uint32_t bits) {

@@ -50,8 +50,11 @@ from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
 from .ops import cross_entropy as _cross_entropy_ops  # noqa: F401  fakes and derivatives
+from .ops import linear_cross_entropy as _linear_cross_entropy_ops  # noqa: F401  fakes, derivatives, walks
+from .ops import sface as _sface_ops  # noqa: F401  fakes, derivatives, walks
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
 from .row_weights import dataset_equity_weight, density_weights
+from .sface import SFaceLoss, sface_loss
 
 __all__ = [
     "GCE",
@@ -75,6 +78,7 @@ __all__ = [
     "Plan",
     "Poly1",
     "PolyLoss",
+    "SFaceLoss",
     "Scale",
     "SoftCap",
     "SumExponential",
@@ -102,6 +106,7 @@ __all__ = [
     "reference",
     "row_losses",
     "score_maps",
+    "sface_loss",
     "truncated_gce_loss",
     "unpg_loss",
 ]  # fmt: skip

@@ -164,43 +164,55 @@ def _check(
     **by_row: Tensor | None,
 ) -> None:  # fmt: skip
     require = _checks.require
-    native = {"linear_weight": linear_weight, "linear_bias": linear_bias}
-    for name, tensor in {"input": input, **native, **by_row}.items():
-        if tensor is not None:
-            _checks.check_tensor(_NAME, name, tensor)
-            _checks.check_floating(_NAME, name, tensor)
-    require(input.dim() >= 1, ValueError, _NAME, "input must have shape (..., D), got ()")
-    rows, features, got = tuple(input.shape[:-1]), input.shape[-1], tuple(linear_weight.shape)
-    require(len(got) == 2 and got[1] == features, ValueError, _NAME, f"linear_weight must have shape (V, D) with D={features}, got {got}")
-    num_classes = got[0]
-    require(num_classes > 0, ValueError, _NAME, "linear_weight must have at least one class, got V=0")
-    _check_target(input, target, num_classes)
+    check_head(_NAME, input, linear_weight, target, linear_bias, **by_row)
     if linear_bias is not None:
-        _checks.check_shape(_NAME, "linear_bias", linear_bias, (num_classes,), f"(V,) with V={num_classes}")
         no_bias = f"linear_bias must be None with logit_map={score_map}: such a logit has no bias"
         require(isinstance(score_map, Dot), ValueError, _NAME, no_bias)
     if weight is not None:
-        _checks.check_class_weight(_NAME, weight, num_classes)
-    for name, tensor in by_row.items():
-        if tensor is not None and not (name == "extra_lse" and tensor.dim() == 0):
-            _checks.check_shape(_NAME, name, tensor, rows, f"() or {rows}" if name == "extra_lse" else "")
+        _checks.check_class_weight(_NAME, weight, len(linear_weight))
+        _checks.check_devices(_NAME, input, weight=weight)
     no_margin = f"margin must be None with logit_map={score_map}; use a margin map"
     require(by_row["margin"] is None or score_map.takes_margin, ValueError, _NAME, no_margin)
+
+
+def check_head(
+    function: str, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None, **by_row: Tensor | None
+) -> None:
+    """Features, class vectors, labels, and tensors with one number a row (``extra_lse`` may be a scalar)."""
+    require = _checks.require
+    native = {"linear_weight": linear_weight, "linear_bias": linear_bias}
+    for name, tensor in {"input": input, **native, **by_row}.items():
+        if tensor is not None:
+            _checks.check_tensor(function, name, tensor)
+            _checks.check_floating(function, name, tensor)
+    require(input.dim() >= 1, ValueError, function, "input must have shape (..., D), got ()")
+    rows, features, got = tuple(input.shape[:-1]), input.shape[-1], tuple(linear_weight.shape)
+    require(
+        len(got) == 2 and got[1] == features, ValueError, function, f"linear_weight must have shape (V, D) with D={features}, got {got}"
+    )
+    num_classes = got[0]
+    require(num_classes > 0, ValueError, function, "linear_weight must have at least one class, got V=0")
+    _check_target(function, input, target, num_classes)
+    if linear_bias is not None:
+        _checks.check_shape(function, "linear_bias", linear_bias, (num_classes,), f"(V,) with V={num_classes}")
+    for name, tensor in by_row.items():
+        if tensor is not None and not (name == "extra_lse" and tensor.dim() == 0):
+            _checks.check_shape(function, name, tensor, rows, f"() or {rows}" if name == "extra_lse" else "")
     for name, tensor in native.items():
         if tensor is not None and tensor.dtype != input.dtype:
-            raise TypeError(f"{_NAME}: {name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
-    _checks.check_devices(_NAME, input, target=target, weight=weight, **native, **by_row)
+            raise TypeError(f"{function}: {name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
+    _checks.check_devices(function, input, target=target, **native, **by_row)
 
 
-def _check_target(input: Tensor, target: Tensor, num_classes: int) -> None:
-    _checks.check_tensor(_NAME, "target", target)
+def _check_target(function: str, input: Tensor, target: Tensor, num_classes: int) -> None:
+    _checks.check_tensor(function, "target", target)
     rows = tuple(input.shape[:-1])
     if target.is_floating_point() and target.shape == (*rows, num_classes):
-        raise NotImplementedError(f"{_NAME}: target must be class indices; for class probabilities use nearlinear.cross_entropy")
+        raise NotImplementedError(f"{function}: target must be class indices; for class probabilities use nearlinear.cross_entropy")
     if target.dtype not in (torch.int64, torch.uint8):
         remedy = "" if target.is_floating_point() else "; use target.long()"
-        raise TypeError(f"{_NAME}: target must be int64 (or uint8), got {target.dtype}{remedy}")
-    _checks.check_shape(_NAME, "target", target, rows, f"{rows} for input of shape {tuple(input.shape)}")
+        raise TypeError(f"{function}: target must be int64 (or uint8), got {target.dtype}{remedy}")
+    _checks.check_shape(function, "target", target, rows, f"{rows} for input of shape {tuple(input.shape)}")
 
 
 class LinearCrossEntropyLoss(nn.Module):

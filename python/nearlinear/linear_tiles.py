@@ -2,7 +2,7 @@
 
     tile = rows(x_c) classes(w_b)^T (+ bias)          one matrix product
     row statistics of the tile, merged over b          logit_stats, with a shard of the classes
-    tile <- d loss / d tile                            logit_stats_backward_, in place
+    tile <- d loss / d tile                            the reducer, in place
     d_x_c += tile classes(w_b);  d_w_b += tile^T rows(x_c)
 
 Shapes: input [N, D], linear_weight [V, D], target [N]; statistics [N]. Accumulates in float32 (float64 for float64): 16-bit operands are
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,23 +21,6 @@ from torch import Tensor
 from .linear_plan import Plan, plan
 from .ops._register import stats_dtype
 from .score_maps import ScoreMap
-
-_ops = torch.ops.nearlinear
-
-
-class Stats(NamedTuple):
-    """Row statistics as :func:`logit_stats` returns them; ``lse_residual`` is what rounding took from lse."""
-
-    nll: Tensor
-    lse: Tensor
-    spread: Tensor
-    lse_residual: Tensor
-
-
-class Upstream(NamedTuple):
-    d_nll: Tensor
-    d_lse: Tensor
-    d_spread: Tensor
 
 
 @dataclass
@@ -111,18 +94,22 @@ class _Target(NamedTuple):
 
 
 def walk(
-    head: Head, upstream: Callable[[Stats, slice | Tensor], Upstream] | None, wants: list[bool], given: Stats | None = None
-) -> tuple[Stats, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    head: Head,
+    reducer: Any,
+    upstream: Callable[[Any, slice | Tensor], Any] | None,
+    wants: list[bool],
+    given: tuple[Tensor, ...] | None = None,
+) -> tuple[Any, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Statistics of every row, and the gradients that ``upstream`` (of a tile's rows, given their statistics) asks for.
 
-    ``given``: statistics known already, so that only the gradients are computed.
+    ``reducer``: one of :mod:`nearlinear.reducers`. ``given``: statistics known already, so that only the gradients are computed.
     """
     n = head.input.shape[0]
     kept = _kept_rows(head)
     rows_in_all = n if kept is None else len(kept)
     tiles = head.plan(n)  # of all rows: which labels are ignored must not change what is allocated
     gradients = Gradients(head, wants if upstream else [False] * 4, rows_in_all <= tiles.rows)
-    stats = given or _empty_stats(head, n, kept is not None)
+    stats = given or reducer.empty(n, zeros=kept is not None)
     if rows_in_all == 0 or kept is not None:
         gradients.d_input.zero_()
         gradients.d_margin.zero_()
@@ -130,7 +117,7 @@ def walk(
         gradients.d_weight.zero_()
         gradients.d_bias.zero_()
         return stats, gradients.results(head)
-    walker = _Walker(head, tiles, gradients)
+    walker = _Walker(head, reducer, tiles, gradients)
     for begin in range(0, rows_in_all, tiles.rows):
         end = min(begin + tiles.rows, rows_in_all)
         index: slice | Tensor = slice(begin, end) if kept is None else kept[begin:end]
@@ -141,7 +128,7 @@ def walk(
                 if part.numel():
                     whole[index] = part
         else:
-            found = Stats(*(s[index] if s.numel() else s for s in given))
+            found = type(given)(*(s[index] if s.numel() else s for s in given))
         if upstream is not None:
             walker.gradient(found, upstream(found, index))
     return stats, gradients.results(head)
@@ -156,14 +143,9 @@ def _kept_rows(head: Head) -> Tensor | None:
     return None if bool(kept.all()) else kept.nonzero().flatten()
 
 
-def _empty_stats(head: Head, n: int, some_ignored: bool) -> Stats:
-    make = torch.zeros if some_ignored else torch.empty
-    return Stats(*(make(n if wanted else 0, dtype=head.wide, device=head.input.device) for wanted in (True, True, head.spread, True)))
-
-
 class _Walker:
-    def __init__(self, head: Head, tiles: Plan, gradients: Gradients) -> None:
-        self.head, self.tiles, self.gradients = head, tiles, gradients
+    def __init__(self, head: Head, reducer: Any, tiles: Plan, gradients: Gradients) -> None:
+        self.head, self.reducer, self.tiles, self.gradients = head, reducer, tiles, gradients
         self.buffer = head.input.new_empty(tiles.rows * tiles.classes, dtype=head.wide)
         self.one_block = tiles.classes >= head.held
         self.blocks = [(b, min(b + tiles.classes, head.held)) for b in range(0, head.held, tiles.classes)]
@@ -221,44 +203,25 @@ class _Walker:
         tile.scatter_(1, place.unsqueeze(1), torch.where(here, value, product).unsqueeze(1))
         return _Target(here, place.unsqueeze(1), *(found[1:] if found is not None else (None, None)))
 
-    def statistics(self) -> Stats:
-        head = self.head
-        merged: Stats | None = None
-        mass: Tensor | float = 0.0  # sum of the class weights so far
+    def statistics(self) -> Any:
+        merged: Any = None
         for begin, end in self.blocks:
             self.tile = self.fill(begin, end)
-            weight = None if head.weight is None else head.weight[begin:end]
-            part = Stats(
-                *_ops.logit_stats(
-                    self.tile, self.labels, weight, head.ignore_index, *head.map_arguments, head.spread,
-                    head.first_class + begin, head.classes_in_all,
-                )
-            )  # fmt: skip
-            part_mass = float(end - begin) if weight is None else weight.sum()
-            merged = part if merged is None else merge(merged, mass, part, part_mass)
-            mass = mass + part_mass
-        assert merged is not None
-        if self.one_block or not head.input.is_cuda:
+            part = self.reducer.of_tile(self.tile, self.labels, begin, end)
+            merged = part if merged is None else self.reducer.merge(merged, part, begin, end)
+        if self.one_block or not self.head.input.is_cuda:
             return merged
-        ignored = self.labels == head.ignore_index  # CPU has left them out
-        return Stats(*(s.masked_fill(ignored, 0) if s.numel() else s for s in merged))
+        ignored = self.labels == self.head.ignore_index  # CPU has left them out
+        return type(merged)(*(s.masked_fill(ignored, 0) if s.numel() else s for s in merged))
 
-    def gradient(self, stats: Stats, up: Upstream) -> None:
+    def gradient(self, stats: Any, up: Any) -> None:
         """Add these rows' part to the gradients."""
         head, out = self.head, self.gradients
         d_rows: Tensor | None = None
-        d_margin = torch.zeros_like(stats.nll) if out.d_margin.numel() else None
+        d_margin = torch.zeros_like(stats[0]) if out.d_margin.numel() else None
         for begin, end in self.blocks:
             tile = self.fill(begin, end) if self.tile is None or not self.one_block else self.tile
-            weight = None if head.weight is None else head.weight[begin:end]
-            d_lse = up.d_lse
-            if head.spread and not self.one_block:
-                # lse carries d_spread times the weights of all classes; the kernel adds those that it sees
-                d_lse = d_lse + up.d_spread * (head.weight_sum - (float(end - begin) if weight is None else weight.sum()))
-            _ops.logit_stats_backward_(
-                up.d_nll, d_lse, up.d_spread, tile, self.labels, weight, stats.nll, stats.lse, stats.lse_residual, head.ignore_index,
-                *head.map_arguments, head.spread, head.first_class + begin, head.classes_in_all,
-            )  # fmt: skip
+            self.reducer.overwrite(tile, self.labels, stats, up, begin, end)
             self.through_margin(tile, d_margin)
             d_rows = self.accumulate(tile, begin, end, d_rows)
         if d_rows is not None:
@@ -318,21 +281,3 @@ def _product_into(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         torch.mm(a, b, out_dtype=into.dtype, out=into)
     else:
         torch.addmm(into, a, b, out_dtype=into.dtype, out=into)
-
-
-def merge(a: Stats, mass_a: Tensor | float, b: Stats, mass_b: Tensor | float) -> Stats:
-    """Statistics over the classes of two shards. The label lies in one at most; in float64, so nll keeps its relative accuracy."""
-    lse_a, lse_b = (s.lse.double() + s.lse_residual for s in (a, b))
-    equal = lse_a == lse_b  # so that two infinities make no NaN
-    gap = torch.where(equal, 0.0, lse_a - lse_b)  # NaN stays NaN
-    lse = torch.logaddexp(lse_a, lse_b)
-    zero = torch.zeros_like(gap)
-    gain_a, gain_b = torch.logaddexp(-gap, zero), torch.logaddexp(gap, zero)  # lse - lse_a, lse - lse_b
-    nll = torch.where(torch.isposinf(b.nll), a.nll + gain_a, b.nll + gain_b)
-    nll = torch.where(torch.isnan(a.nll), a.nll, nll)
-    high = lse.to(a.lse.dtype)
-    residual = torch.where(torch.isfinite(high), lse - high, zero)
-    spread = a.spread
-    if spread.numel():
-        spread = (a.spread + mass_a * gain_a + (b.spread + mass_b * gain_b)).to(a.lse.dtype)
-    return Stats(nll.to(a.lse.dtype), high, spread, residual.to(a.lse.dtype))

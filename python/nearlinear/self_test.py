@@ -11,6 +11,7 @@ from torch import Tensor
 from . import implementations
 from .reference import cross_entropy as reference
 from .reference import linear_cross_entropy as linear_reference
+from .reference import sface as sface_reference
 
 __all__ = ["SELF_TESTS", "TOLERANCE", "Outcome", "SelfTest", "self_test"]
 
@@ -68,7 +69,7 @@ def _evaluate(function: Callable[..., Sequence[Tensor]], leaves: list[Tensor]) -
     total = sum(((output * _wave(output)).sum() for output in outputs), outputs[0].new_zeros(()))
     if not total.requires_grad:  # no floating leaf, or an op that is not differentiable
         return outputs, []
-    return outputs, list(torch.autograd.grad(total, wanted))
+    return outputs, list(torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True))
 
 
 def _wave(like: Tensor, phase: float = 0.4) -> Tensor:
@@ -198,6 +199,46 @@ def _linear_loss(loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Seque
     return outputs
 
 
+_SFACE = (-100, "sface", [3.0, 1.2])
+
+
+def _cosines() -> list[Tensor]:
+    return [_wave(torch.empty(_ROWS, _CLASSES))]
+
+
+def _sum(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
+    return lambda input: [function(input, _labels(input), *_SFACE)]
+
+
+def _sum_backward(input: Tensor) -> Sequence[Tensor]:
+    return [_ops.logit_sum_backward(*_upstream(input, 1), input, _labels(input), *_SFACE)]
+
+
+def _sum_backward_(input: Tensor) -> Sequence[Tensor]:
+    cosines = input.detach().clone()
+    _ops.logit_sum_backward_(*_upstream(input, 1), cosines, _labels(input), *_SFACE)
+    return [cosines]
+
+
+def _sum_gradient(input: Tensor) -> Sequence[Tensor]:
+    outputs = _sum(sface_reference.logit_sum)(input)
+    return torch.autograd.grad(outputs, input, _upstream(input, 1), create_graph=True)
+
+
+def _linear_sum(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
+    return lambda input, weight: [function(input, weight, _labels(input), *_SFACE)]
+
+
+def _linear_sum_backward(input: Tensor, weight: Tensor) -> Sequence[Tensor]:
+    found = _ops.linear_logit_sum_backward(*_upstream(input, 1), input, weight, _labels(input), *_SFACE, None, [True, True])
+    return list(found)
+
+
+def _linear_sum_gradient(*leaves: Tensor) -> Sequence[Tensor]:
+    outputs = _linear_sum(sface_reference.linear_logit_sum)(*leaves)
+    return torch.autograd.grad(outputs, leaves, _upstream(leaves[0], 1), create_graph=True)
+
+
 def _invalid(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
     return lambda target: [function(target, 7, -100)]
 
@@ -213,6 +254,11 @@ SELF_TESTS: dict[str, SelfTest] = {
     "linear_logit_stats": SelfTest(_head, _linear_stats(_ops.linear_logit_stats), _linear_stats(linear_reference.linear_logit_stats)),
     "linear_logit_stats_backward": SelfTest(_head, _linear_stats_backward, _linear_stats_gradient),
     "linear_row_loss": SelfTest(_head, _linear_loss(_ops.linear_row_loss), _linear_loss(linear_reference.linear_row_loss)),
+    "logit_sum": SelfTest(_cosines, _sum(_ops.logit_sum), _sum(sface_reference.logit_sum)),
+    "logit_sum_backward": SelfTest(_cosines, _sum_backward, _sum_gradient),
+    "logit_sum_backward_": SelfTest(_cosines, _sum_backward_, lambda input: [d.detach() for d in _sum_gradient(input)]),
+    "linear_logit_sum": SelfTest(lambda: _head()[:2], _linear_sum(_ops.linear_logit_sum), _linear_sum(sface_reference.linear_logit_sum)),
+    "linear_logit_sum_backward": SelfTest(lambda: _head()[:2], _linear_sum_backward, _linear_sum_gradient),
     "first_invalid_target": SelfTest(
         lambda: [torch.tensor([3, -100, 6, 7, -1])], _invalid(_ops.first_invalid_target), _invalid(reference.first_invalid_target)
     ),

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .linear_tiles import Stats, merge
 from .ops.linear_cross_entropy import row_weight
+from .reducers import Stats, merge
 from .score_maps import ScoreMap
 
 if TYPE_CHECKING:

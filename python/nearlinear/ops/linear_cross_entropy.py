@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import row_losses
-from ..linear_tiles import Head, Stats, Upstream, walk
+from ..linear_tiles import Head, walk
+from ..reducers import Softmax, Stats, Upstream
 from ..reference import linear_cross_entropy as reference
 from ..score_maps import get_score_map
 from ._register import register_second_derivative, stats_dtype
@@ -54,7 +55,8 @@ def _without_autocast(input: Tensor) -> torch.autocast:
 @torch.library.impl("nearlinear::linear_logit_stats", _KEY)
 def _(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with _without_autocast(input):
-        return walk(_head(input, *rest), None, [False] * 4)[0]
+        head = _head(input, *rest)
+        return walk(head, Softmax(head), None, [False] * 4)[0]
 
 
 @torch.library.register_fake("nearlinear::linear_logit_stats")
@@ -82,7 +84,7 @@ def _(
         return Upstream(*(d[index] if d.numel() else d for d in (d_nll, d_lse, d_spread)))
 
     with _without_autocast(input):
-        return walk(head, upstream, wants, Stats(nll, lse, d_spread, lse_residual))[1]
+        return walk(head, Softmax(head), upstream, wants, Stats(nll, lse, d_spread, lse_residual))[1]
 
 
 def _like(wants: list[bool], *tensors: Tensor | None) -> list[Tensor]:
@@ -193,7 +195,7 @@ def _(
         return Upstream(d_nll, d_lse, d_spread)
 
     with _without_autocast(input):
-        _, gradients = walk(head, upstream, wants)
+        _, gradients = walk(head, Softmax(head), upstream, wants)
     loss = (scale * rows).sum()
     return loss, rows, d_extra if extra_lse is None or extra_lse.dim() else d_extra.sum(), *gradients
 
