@@ -17,4 +17,13 @@ STABLE_TORCH_LIBRARY(nearlinear, m) {
       "Tensor lse_residual, Tensor mass, float label_smoothing, str logit_map, float[] map_params, bool target_gradient) "
       "-> (Tensor d_input, Tensor d_target)");
   m.def("first_invalid_target(Tensor target, int num_classes, int ignore_index) -> Tensor");
+
+  // kl_logit. Shapes: input and target [N, V] or [N, V, P]; statistics have the shape of the rows.
+  m.def(
+      "two_logit_stats(Tensor input, Tensor target, float inv_temperature) "
+      "-> (Tensor kl, Tensor lse_input, Tensor lse_target, Tensor residual_input, Tensor residual_target)");
+  m.def(
+      "two_logit_stats_backward(Tensor d_kl, Tensor input, Tensor target, Tensor kl, Tensor lse_input, Tensor lse_target, "
+      "Tensor residual_input, Tensor residual_target, float inv_temperature, bool input_gradient, bool target_gradient) "
+      "-> (Tensor d_input, Tensor d_target)");
 }

@@ -11,7 +11,9 @@ import torch
 
 from . import _C
 
-TRITON_OPS = ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward")
+TRITON_OPS = (
+    "logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward", "two_logit_stats", "two_logit_stats_backward",
+)  # fmt: skip
 COMPILED_OPS = ("first_invalid_target",)
 
 # torch drops the registrations of a Library that is collected
