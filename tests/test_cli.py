@@ -14,7 +14,8 @@ from nearlinear.__main__ import main
 from nearlinear.progress import Progress, progress
 
 ROOT = Path(__file__).resolve().parents[1]
-OPS = {"first_invalid_target", "logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward"}
+FORWARD = {"logit_stats", "soft_logit_stats", "two_logit_stats"}
+OPS = {"first_invalid_target", *FORWARD, *(f"{op}_backward" for op in FORWARD)}
 
 
 def test_env_names_versions_and_tests_every_op(capsys):
@@ -50,7 +51,7 @@ def test_env_fails_when_an_op_disagrees(op, monkeypatch, capsys):
     assert main(["env", "--device", "cpu"]) == 1
     text = capsys.readouterr().out
     assert f"{op}: FAILED on cpu: relative error above" in text
-    assert "4 of 5 self-tests" in text
+    assert f"{len(OPS) - 1} of {len(OPS)} self-tests" in text
 
 
 def test_env_fails_when_only_a_gradient_disagrees(monkeypatch):
@@ -84,7 +85,7 @@ def test_env_fails_on_nan_on_an_exception_and_on_an_op_without_a_test(monkeypatc
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is absent")
 def test_env_fails_on_a_device_that_was_asked_for_and_is_absent(capsys):
     assert main(["env", "--device", "cuda"]) == 1
-    assert "0 of 5 self-tests on cuda agree" in capsys.readouterr().out
+    assert f"0 of {len(OPS)} self-tests on cuda agree" in capsys.readouterr().out
 
 
 def test_implementations_name_files_that_exist():
@@ -93,10 +94,11 @@ def test_implementations_name_files_that_exist():
     for entry in found:
         assert entry.kind in ("C++", "Triton", "missing")
         assert (entry.kind == "missing") == bool(entry.reason)
-        assert implementations.family_of(entry.op) == "cross_entropy"
+        family = implementations.family_of(entry.op)
+        assert family == ("kl_logit" if entry.op.startswith("two_logit_stats") else "cross_entropy")
+        assert entry.key != "CPU" or (entry.kind, entry.file) == ("C++", f"csrc/cpu/{family}.cpp")
         if entry.kind != "missing":
             assert (ROOT / entry.file).exists(), entry
-    assert all(entry.kind == "C++" and entry.file == "csrc/cpu/cross_entropy.cpp" for entry in found if entry.key == "CPU")
 
 
 def test_a_triton_launcher_decides_who_serves_cuda(monkeypatch):

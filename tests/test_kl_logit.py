@@ -124,7 +124,9 @@ def test_each_logit_has_its_dtype(dtype: torch.dtype, other: torch.dtype, device
     draw = Draw()
     inputs = {"input": draw.normal(3, 2050).to(dtype).to(device), "target_logits": draw.normal(3, 2050).to(other).to(device)}
     value, gradients = evaluate(nearlinear.kl_logit_loss, inputs, {"reduction": "none"}, BOTH)
-    exact, exact_gradients = evaluate(reference.kl_logit_loss, {n: t.double().cpu() for n, t in inputs.items()}, {"reduction": "none"}, BOTH)
+    exact, exact_gradients = evaluate(
+        reference.kl_logit_loss, {n: t.double().cpu() for n, t in inputs.items()}, {"reduction": "none"}, BOTH
+    )
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double().cpu(), exact, rtol=1e-6, atol=0)
     for gradient, wanted, leaf in zip(gradients, exact_gradients, inputs.values(), strict=True):

@@ -72,7 +72,7 @@ def test_never_negative_and_zero_for_equal_logits(device: torch.device) -> None:
 
 
 def test_gradient_rows_sum_to_zero(device: torch.device) -> None:
-    """To rounding: of the entries for the input; for the target, whose entries are q (log(q / p) - kl), of the terms that cancel in them."""
+    """To rounding: of the entries for the input; for the target, entries q (log(q / p) - kl), of the terms that cancel in them."""
     draw = Draw()
     x, t = (draw.normal(9, 5000, scale=4.0).float().to(device) for _ in BOTH)
     value, (d_input, d_target) = rows_of(x, t, torch.ones(9, device=device))

@@ -37,9 +37,9 @@ def passed(output: str) -> int:
 
 
 def test_launchers_in_the_interpreter() -> None:
-    assert passed(interpreted(str(HERE / "triton_cases.py"), str(HERE / "triton_edges.py"))) > 100
+    assert passed(interpreted(*(str(HERE / f"triton_{part}.py") for part in ("cases", "edges", "kl_logit")))) > 100
 
 
 def test_battery_in_the_interpreter() -> None:
-    files = [str(HERE / f"test_cross_entropy{part}.py") for part in ("", "_accuracy")]
+    files = [str(HERE / f"test_{part}.py") for part in ("cross_entropy", "cross_entropy_accuracy", "kl_logit", "kl_logit_edges")]
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", BATTERY, *files)) > 100

@@ -31,7 +31,14 @@ from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, kl_logi
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-OPS = ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward", "two_logit_stats", "two_logit_stats_backward")
+OPS = (
+    "logit_stats",
+    "logit_stats_backward",
+    "soft_logit_stats",
+    "soft_logit_stats_backward",
+    "two_logit_stats",
+    "two_logit_stats_backward",
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # name -> shape of input; one per tile that choose_tile can return, in both orders of the tile of middle size
 LAYOUTS = {

@@ -1,4 +1,4 @@
-"""two_logit_stats, Triton.   q = softmax(target / T),  p = softmax(input / T),  kl = sum_j q_j log(q_j / p_j),  lse = T log sum_j e^{z_j / T}
+"""two_logit_stats, Triton.   q = softmax(target / T),  p = softmax(input / T),  kl = sum_j q_j log(q_j / p_j),  lse = T log sum e^{z_j / T}
                              d_input = (d_kl / T) (p_j - q_j),   d_target = (d_kl / T) q_j (log(q_j / p_j) - kl)
 Shapes: input and target [N, V] or [N, V, P], any strides and floating dtypes each; statistics float32 (float64 for float64), row-major.
 Algorithm: one online pass (Milakov and Gimelshein 2018) over both logits, then a pass that adds q_j (e^{u_j} - 1 - u_j), u = log(p / q),
@@ -45,7 +45,7 @@ def exp_excess(u, op: tl.constexpr):
 
 @triton.jit
 def compare(x, t, lse_x, lost_x, lse_t, lost_t, shift, shift_lost, rate, op: tl.constexpr):
-    """q, u = log(p / q), p - q and q (e^u - 1 - u) of a block [BN, BV]; row values [BN, 1]. u comes from the exact difference of the logits."""
+    """q, u = log(p / q), p - q and q (e^u - 1 - u) of a block [BN, BV]; row values [BN, 1]. The difference of the logits is exact."""
     p = tl.exp(((x - lse_x) - lost_x) * rate)
     q = tl.exp(((t - lse_t) - lost_t) * rate)
     gap, low = split_sum(x, -t)
@@ -125,7 +125,6 @@ def two_logit_stats_bwd_kernel(
     i_n = i_o * lanes + i_l  # [BN]
     d_kl = tl.load(p_d_kl + i_n, mask=m_n, other=0)
     live = m_n & (d_kl != 0)
-    kl = tl.load(p_kl + i_n, mask=m_n, other=0)[:, None]  # [BN, 1]
     lse_x = tl.load(p_lse_x + i_n, mask=m_n, other=0)[:, None]
     lse_t = tl.load(p_lse_t + i_n, mask=m_n, other=0)[:, None]
     lost_x = tl.load(p_lost_x + i_n, mask=m_n, other=0)[:, None]
@@ -147,6 +146,7 @@ def two_logit_stats_bwd_kernel(
             p_d_row = p_d_input + i_o * stride_do + i_l * stride_dl  # [BN]
             tl.store(p_d_row[:, None] + o_v * stride_dv, d_x.to(p_d_input.dtype.element_ty), mask=m_write)
         if p_d_target is not None:
+            kl = tl.load(p_kl + i_n, mask=m_n, other=0)[:, None]
             d_t = tl.where(m_read & (q != 0), -scale * (q * (u + kl)), 0)
             p_u_row = p_d_target + i_o * stride_uo + i_l * stride_ul  # [BN]
             tl.store(p_u_row[:, None] + o_v * stride_uv, d_t.to(p_d_target.dtype.element_ty), mask=m_write)
@@ -166,7 +166,7 @@ def two_logit_stats(input: Tensor, target: Tensor, inv_temperature: float) -> tu
     shape, dtype = [input.shape[0], *input.shape[2:]], statistics_dtype(input)
     stats = tuple(torch.empty(shape, dtype=dtype, device=input.device) for _ in range(5))
     rows = layout_rows(input, target)
-    tile, tiles, _ = choose_tile(rows, num_classes, input.dtype)
+    tile, tiles, _ = choose_tile(rows, num_classes, input.dtype, logits=2)
     strides = (stride for strides in rows.strides for stride in strides)
     arguments = (input, target, *stats, num_classes, rows.lanes, tiles, *strides, *float_pair(inv_temperature))
     launch(two_logit_stats_fwd_kernel, rows.outer * tiles, input, arguments, tile.num_warps, BN=tile.BN, BV=tile.BV)
@@ -183,7 +183,7 @@ def two_logit_stats_backward(
     d_input = torch.empty_like(input) if input_gradient else input.new_empty([0])
     d_target = torch.empty_like(target) if target_gradient else target.new_empty([0])
     rows = layout_rows(input, target, d_input if input_gradient else input, d_target if target_gradient else target)
-    tile, tiles, chunks = choose_tile(rows, num_classes, input.dtype)
+    tile, tiles, chunks = choose_tile(rows, num_classes, input.dtype, logits=2)
     arguments: tuple[Any, ...] = (
         d_kl, input, target, *stats, d_input if input_gradient else None, d_target if target_gradient else None,
         num_classes, rows.lanes, tiles, chunks, *(stride for strides in rows.strides for stride in strides),
