@@ -49,6 +49,6 @@ TRITON = [
     (KERNEL, "tl.where(q == 0, p, (p - q) - q * u)", "(p - q) - q * u", f"{CASES} -k special"),
     (KERNEL, "i_o * stride_uo + i_l * stride_ul", "i_o * stride_do + i_l * stride_dl", f"{CASES} -k layouts"),
     (KERNEL, "live = m_n & (d_kl != 0)", "live = m_n", f"{CASES} -k special"),
-    (KERNEL, 'tl.where(sum_x > 0, tl.log(sum_x) / rate, float("nan"))', "tl.log(sum_x) / rate", f"{CASES} -k special"),
+    (KERNEL, 'tl.where(sum_x > 0, tl.log(sum_x) * temperature, float("nan"))', "tl.log(sum_x) * temperature", f"{CASES} -k special"),
     ("triton_kernels/cross_entropy.py", "d = (z - top) * rate", "d = z - top", f"{CASES} -k tiles"),
 ]  # fmt: skip

@@ -40,6 +40,7 @@ def test_launchers_in_the_interpreter() -> None:
     assert passed(interpreted(*(str(HERE / f"triton_{part}.py") for part in ("cases", "edges", "kl_logit")))) > 100
 
 
-def test_battery_in_the_interpreter() -> None:
-    files = [str(HERE / f"test_{part}.py") for part in ("cross_entropy", "cross_entropy_accuracy", "kl_logit", "kl_logit_edges")]
+@pytest.mark.parametrize("parts", [("cross_entropy", "cross_entropy_accuracy"), ("kl_logit", "kl_logit_edges")], ids=lambda p: p[0])
+def test_battery_in_the_interpreter(parts: tuple[str, ...]) -> None:
+    files = [str(HERE / f"test_{part}.py") for part in parts]
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", BATTERY, *files)) > 100

@@ -41,7 +41,7 @@ def check_two(input: Tensor, target: Tensor, inv_temperature: float = 1.0) -> tu
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("num_classes", [1, 2, 33, 1000, 5000])
+@pytest.mark.parametrize("num_classes", [1, 33, 5000])
 def test_two_logit_layouts(layout: str, num_classes: int) -> None:
     torch.manual_seed(0)
     view = LAYOUTS[layout](num_classes)

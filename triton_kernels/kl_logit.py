@@ -60,11 +60,12 @@ def compare(x, t, lse_x, lost_x, lse_t, lost_t, shift, shift_lost, rate, op: tl.
 @triton.jit
 def two_logit_stats_fwd_kernel(
     p_input, p_target, p_kl, p_lse_x, p_lse_t, p_lost_x, p_lost_t, V, lanes, tiles, stride_io, stride_iv, stride_il,
-    stride_to, stride_tv, stride_tl, rate_hi, rate_lo, BN: tl.constexpr, BV: tl.constexpr,
+    stride_to, stride_tv, stride_tl, rate_hi, rate_lo, temperature_hi, temperature_lo, BN: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     op = p_kl.dtype.element_ty
     infinity = float("inf")
     rate = tl.cast(rate_hi, op) + tl.cast(rate_lo, op)
+    temperature = tl.cast(temperature_hi, op) + tl.cast(temperature_lo, op)
     i_o, i_l, m_n = row_range(tl.program_id(0), tiles, lanes, BN)
     i_n = i_o * lanes + i_l  # [BN]
     p_row = p_input + i_o * stride_io + i_l * stride_il  # [BN]
@@ -83,10 +84,13 @@ def two_logit_stats_fwd_kernel(
     origin_x, sum_x = merge_lanes(top_x, total_x, rate)
     origin_t, sum_t = merge_lanes(top_t, total_t, rate)
     # no finite logit: NaN
-    rest_x = tl.where(sum_x > 0, tl.log(sum_x) / rate, float("nan"))
-    rest_t = tl.where(sum_t > 0, tl.log(sum_t) / rate, float("nan"))
+    rest_x = tl.where(sum_x > 0, tl.log(sum_x) * temperature, float("nan"))
+    rest_t = tl.where(sum_t > 0, tl.log(sum_t) * temperature, float("nan"))
     lse_x, lost_x = split_sum(origin_x, rest_x)
     lse_t, lost_t = split_sum(origin_t, rest_t)
+    tl.store(p_lse_x + i_n, lse_x, mask=m_n)
+    tl.store(p_lse_t + i_n, lse_t, mask=m_n)
+    tl.store(p_lost_t + i_n, lost_t, mask=m_n)
     origin, origin_lost = split_sum(origin_x, -origin_t)
     shift, shift_lost = split_sum(origin, (rest_x - rest_t) + origin_lost)
     excess = tl.zeros([BN, BV], op)
@@ -103,13 +107,10 @@ def two_logit_stats_fwd_kernel(
         difference += tl.where(m, d, 0)
     # sum_j (p_j - q_j) is the rounding error of the difference of the soft maxima: first order there, second order in kl
     error = tl.sum(difference, 1)
-    lse_x, lost_x = split_sum(origin_x, rest_x + error / rate)
+    lost_x += error * temperature
     kl = tl.sum(excess, 1) - error * error * 0.5
     tl.store(p_kl + i_n, tl.where(kl < 0, 0, kl), mask=m_n)
-    tl.store(p_lse_x + i_n, lse_x, mask=m_n)
-    tl.store(p_lse_t + i_n, lse_t, mask=m_n)
     tl.store(p_lost_x + i_n, lost_x, mask=m_n)
-    tl.store(p_lost_t + i_n, lost_t, mask=m_n)
 
 
 @triton.jit
@@ -168,7 +169,8 @@ def two_logit_stats(input: Tensor, target: Tensor, inv_temperature: float) -> tu
     rows = layout_rows(input, target)
     tile, tiles, _ = choose_tile(rows, num_classes, input.dtype, logits=2)
     strides = (stride for strides in rows.strides for stride in strides)
-    arguments = (input, target, *stats, num_classes, rows.lanes, tiles, *strides, *float_pair(inv_temperature))
+    scales = (*float_pair(inv_temperature), *float_pair(1 / inv_temperature))
+    arguments = (input, target, *stats, num_classes, rows.lanes, tiles, *strides, *scales)
     launch(two_logit_stats_fwd_kernel, rows.outer * tiles, input, arguments, tile.num_warps, BN=tile.BN, BV=tile.BV)
     return stats
 
