@@ -23,8 +23,8 @@ PYTHON = [
 
 ROW, GLUE, SIMD = "csrc/cpu/kl_logit.h", "csrc/cpu/kl_logit.cpp", "csrc/common/simd.h"
 CPP = [
-    (ROW, "(gap - gap == 0 ? low : op_t(0))", "op_t(0)", f"{EDGES} -k neighbours"),
-    (ROW, "low = (x - (gap + part)) + (part - t)", "low = (x - (gap + part))", f"{EDGES} -k neighbours"),
+    (ROW, "(gap - gap == 0 ? low : op_t(0))", "op_t(0)", f"{EDGES} -k one_far"),
+    (ROW, "low = (x - (gap + part)) + (part - t)", "low = (x - (gap + part))", f"{EDGES} -k one_far"),
     (ROW, "- shift.lost * rate", "", f"{EDGES} -k 'neighbours or offsets'"),
     (ROW, "std::fabs(u) < 1 ? q * series : possible", "possible", f"{EDGES} -k neighbours"),
     (ROW, "std::fabs(u) < 1 ? q * (u + series) : p - q", "p - q", f"{EDGES} -k neighbours"),

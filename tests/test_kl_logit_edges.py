@@ -61,6 +61,20 @@ def test_common_offsets_change_nothing(offsets: tuple[float, float], classes: in
         assert (ours.double().cpu() - theirs).abs().max() <= 3e-6 * theirs.abs().max()
 
 
+@pytest.mark.parametrize("classes", [2, 70, 4100], ids=["two", "row", "blocks"])
+def test_one_far_logit_leaves_the_others_digits(classes: int, device: torch.device) -> None:
+    """An input at a million, in steps of 1/16, beside a target near 0: float32 does not hold their difference, the kernel does."""
+    draw = Draw()
+    t = draw.normal(5, classes).float()
+    x = ((16 * draw.normal(5, classes)).round() / 16 + 1e6).float()
+    upstream = draw.positive(5).float()
+    value, gradients = rows_of(x.to(device), t.to(device), upstream.to(device))
+    exact, exact_gradients = exact_rows(x, t, 1.0, upstream)
+    torch.testing.assert_close(value.double().cpu(), exact, rtol=2e-6, atol=0)
+    for ours, theirs in zip(gradients, exact_gradients, strict=True):
+        assert (ours.double().cpu() - theirs).abs().max() <= 3e-6 * theirs.abs().max()
+
+
 def test_never_negative_and_zero_for_equal_logits(device: torch.device) -> None:
     draw = Draw()
     t = draw.normal(2000, 30, scale=5.0).float().to(device)

@@ -66,6 +66,8 @@ def test_two_logit_offsets(offsets: tuple[float, float]) -> None:
     got = check_two(*(z + c for z, c in zip(exact, offsets, strict=True)), 0.2)
     want = reference.two_logit_stats(exact[0].double(), exact[1].double(), 0.2)[0]
     torch.testing.assert_close(got[0].double(), want, rtol=2e-6, atol=0)
+    target = torch.randn(1, 3)  # float32 does not hold its difference from an input at a million
+    check_two(exact[0][:1] + offsets[0], target)
 
 
 @pytest.mark.parametrize("step", [2.0**-4, 2.0**-10, 2.0**-18])
