@@ -31,7 +31,6 @@ CPP = [
     (ROW, "possible = q == 0 ? p : far", "possible = far", f"{EDGES} -k impossible"),
     (ROW, "(u == -simd::infinity<op_t> ? simd::infinity<op_t> : op_t(0))", "op_t(0)", f"{EDGES} -k impossible"),
     (ROW, "of_input.rest += difference / rate", "of_input.rest += 0", f"{EDGES} -k neighbours"),
-    (ROW, "kl < 0 ? 0 : kl", "kl", f"{EDGES} -k 'never_negative'"),
     (ROW, "if (!std::isfinite(origin)) origin = block_max(in, n);", "origin = 0;", f"{EDGES} -k offsets"),
     (ROW, "- target.lost * rate", "", f"{EDGES} -k offsets"),
     (ROW, "pairs = input.pairs(n) && target.pairs(n) && (", "pairs = input.pairs(n) && (",
