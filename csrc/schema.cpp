@@ -22,6 +22,9 @@ STABLE_TORCH_LIBRARY(nearlinear, m) {
       "soft_logit_stats_backward(Tensor d_xent, Tensor d_lse, Tensor input, Tensor target, Tensor? weight, Tensor lse, "
       "Tensor lse_residual, Tensor mass, float label_smoothing, str logit_map, float[] map_params, bool target_gradient) "
       "-> (Tensor d_input, Tensor d_target)");
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
   // linear_cross_entropy. Shapes: input [N, D], linear_weight [V, D], linear_bias [V], target [N], margin [N]; statistics [N]. The
   // scores of input against linear_weight exist one tile at a time. wants: gradients of input, linear_weight, linear_bias, margin.
   m.def(
@@ -56,4 +59,13 @@ STABLE_TORCH_LIBRARY(nearlinear, m) {
       "linear_logit_sum_backward(Tensor d_total, Tensor input, Tensor linear_weight, Tensor target, int ignore_index, str logit_map, "
       "float[] map_params, int? max_workspace_bytes, bool[] wants) -> (Tensor d_input, Tensor d_weight)");
   m.def("first_invalid_target(Tensor target, int num_classes, int ignore_index) -> Tensor");
+
+  // kl_logit. Shapes: input and target [N, V] or [N, V, P]; statistics have the shape of the rows.
+  m.def(
+      "two_logit_stats(Tensor input, Tensor target, float inv_temperature) "
+      "-> (Tensor kl, Tensor lse_input, Tensor lse_target, Tensor residual_input, Tensor residual_target)");
+  m.def(
+      "two_logit_stats_backward(Tensor d_kl, Tensor input, Tensor target, Tensor kl, Tensor lse_input, Tensor lse_target, "
+      "Tensor residual_input, Tensor residual_target, float inv_temperature, bool input_gradient, bool target_gradient) "
+      "-> (Tensor d_input, Tensor d_target)");
 }

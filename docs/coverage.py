@@ -19,7 +19,7 @@ PAPERS = tuple(Paper(*row) for row in (
     ("Cross-Entropy Loss Functions: Theoretical Analysis and Applications",
      "Mao, Mohri, Zhong 2023", "2304.07288", "cross-entropy", "comp_sum_loss, gce_loss, mae_loss", "done"),
     ("RAMP: Boosting Adversarial Robustness Against Multiple l_p Perturbations for Universal Robustness",
-     "Jiang, Singh 2024", "2402.06827", "cross-entropy", "kl_logit_loss", "planned"),
+     "Jiang, Singh 2024", "2402.06827", "cross-entropy", "kl_logit_loss", "done"),
     ("UDC: A Unified Neural Divide-and-Conquer Framework for Large-Scale Combinatorial Optimization Problems",
      "Zheng et al. 2024", "2407.00312", "cross-entropy", "example", "planned"),
     ("Global Convergence of Sub-gradient Method for Robust Matrix Recovery: Small Initialization, Noisy "
@@ -54,7 +54,7 @@ PAPERS = tuple(Paper(*row) for row in (
     ("DatasetEquity: Are All Samples Created Equal? In The Quest For Equity Within Datasets",
      "Shrivastava et al. 2023", "2308.09878", "cross-entropy", "dataset_equity_weight", "done"),
     ("Sharpness-Aware Training for Free (SAF, MESA)",
-     "Du et al. 2022", "2205.14083", "cross-entropy", "kl_logit_loss", "planned"),
+     "Du et al. 2022", "2205.14083", "cross-entropy", "kl_logit_loss", "done"),
     ("ElasticFace: Elastic Margin Loss for Deep Face Recognition",
      "Boutros et al. 2021", "2109.09416", "cross-entropy", "elastic_arcface_loss, elastic_cosface_loss", "done"),
     ("Distributed Methods with Compressed Communication for Solving Variational Inequalities, with Theoretical Guarantees (MASHA)",

@@ -38,6 +38,7 @@ class Battery:
     definition: ClassVar[Callable[..., Tensor]]
     cases: ClassVar[tuple[Case, ...]]
     rowwise: ClassVar[Mapping[str, Any]] = {"reduction": "none"}  # options that give the finest output
+    reductions: ClassVar[Sequence[str]] = ("mean", "sum")
     casts_under_autocast: ClassVar[bool] = False
     common_roundings: ClassVar[int] = 1  # of numbers that are factors of every row's gradient
     compiled: ClassVar[Mapping[str, str]]  # name of case -> backend of torch.compile
@@ -114,7 +115,7 @@ class Battery:
     def test_reductions_follow_from_rows(self, case: Case, device: torch.device) -> None:
         """Each reduction against the definition, upstream 3 and not 1."""
         inputs = case.inputs(torch.float64, device)
-        for reduction in ("mean", "sum"):
+        for reduction in self.reductions:
             options = {**case.options, "reduction": reduction}
             three = torch.tensor(3.0, dtype=torch.float64)
             value, gradients = evaluate(self.function, inputs, options, case.differentiable, three.to(device))

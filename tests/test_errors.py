@@ -30,6 +30,10 @@ def ce(input: Any = X, target: Any = Y, weight: Any = None, **options: Any) -> C
     return lambda: nearlinear.cross_entropy(input, target, weight, **options)
 
 
+def kl(input: Any = X, target_logits: Any = X, **options: Any) -> Callable[[], Any]:
+    return lambda: nearlinear.kl_logit_loss(input, target_logits, **options)
+
+
 FLOATS = "must be float32, float64, bfloat16 or float16, got"
 ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     # tensors
@@ -98,6 +102,37 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (ce(row_loss="mae", label_smoothing=0.1), ValueError, "cross_entropy: label_smoothing must be 0 with row_loss='mae', got 0.1"),
     (ce(reduction="sum", normalizer=3), ValueError, "cross_entropy: normalizer must be None unless reduction='mean', got reduction='sum'"),
+    # divergence of two logits
+    (kl(input=None), TypeError, "kl_logit_loss: input must be a Tensor, got NoneType"),
+    (kl(target_logits=3), TypeError, "kl_logit_loss: target_logits must be a Tensor, got int"),
+    (kl(target_logits=Y), TypeError, f"kl_logit_loss: target_logits {FLOATS} torch.int64"),
+    (kl(X[0], X[0]), ValueError, "kl_logit_loss: input must have shape (N, V) or (N, V, d1, ...), got (5,)"),
+    (kl(target_logits=X[:, :4]), ValueError, "kl_logit_loss: target_logits must have the shape of input, (3, 5), got (3, 4)"),
+    (
+        kl(target_logits=X.double()), TypeError,
+        "kl_logit_loss: target_logits must be float64 exactly if input is, got torch.float64 with torch.float32; cast one of them",
+    ),
+    (kl(temperature=0.0), ValueError, "kl_logit_loss: temperature must be a finite number > 0, got 0.0"),
+    (kl(temperature=float("nan")), ValueError, "kl_logit_loss: temperature must be a finite number > 0, got nan"),
+    (kl(temperature=float("inf")), ValueError, "kl_logit_loss: temperature must be a finite number > 0, got inf"),
+    (kl(mask=[True]), TypeError, "kl_logit_loss: mask must be a Tensor, got list"),
+    (kl(mask=torch.ones(3)), TypeError, "kl_logit_loss: mask must be bool, got torch.float32; weigh rows by sample_weight"),
+    (kl(mask=X > 0), ValueError, "kl_logit_loss: mask must have one value per row, shape (3,), got (3, 5)"),
+    (
+        kl(sample_weight=torch.ones(3, 1)), ValueError,
+        "kl_logit_loss: sample_weight must have one value per row, shape (3,), got (3, 1)",
+    ),
+    (kl(sample_weight=Y), TypeError, f"kl_logit_loss: sample_weight {FLOATS} torch.int64"),
+    (kl(mask=Y.bool().to("meta")), ValueError, "kl_logit_loss: mask must be on the device of input, cpu, got meta"),
+    (
+        kl(reduction="mean"), ValueError,
+        "kl_logit_loss: reduction must be one of ('none', 'batchmean', 'sum'), got 'mean'; "
+        "a mean over classes too ('mean' of F.kl_div) is no divergence",
+    ),
+    (
+        kl(reduction="sum", normalizer=3), ValueError,
+        "kl_logit_loss: normalizer must be None unless reduction='batchmean', got reduction='sum'",
+    ),
     # derivatives that do not exist
     (
         ce(weight=WEIGHT.clone().requires_grad_()), NotImplementedError,
@@ -150,7 +185,7 @@ def test_forward_mode_is_refused() -> None:
 
 def test_op_messages() -> None:
     """The ops check what their callers could get wrong, in the same format."""
-    op, soft = torch.ops.nearlinear.logit_stats, torch.ops.nearlinear.soft_logit_stats
+    op, soft, two = (getattr(torch.ops.nearlinear, f"{name}logit_stats") for name in ("", "soft_", "two_"))
     for call, text in (
         (lambda: op(X[0], Y, None, -100, "identity", [], False), "input must have shape (N, V) or (N, V, P), got 1 dimensions"),
         (lambda: op(X, Y[:2], None, -100, "identity", [], False), "target must have one label per row, 3, got 2"),
@@ -161,6 +196,9 @@ def test_op_messages() -> None:
         (lambda: op(X, Y, WEIGHT[:4], -100, "identity", [], True), "weight must be contiguous with shape (V,)"),
         (lambda: op(X.int(), Y, None, -100, "identity", [], False), "input must be float32, float64, bfloat16 or float16"),
         (lambda: soft(X, SOFT[:2], None, 0.0, "identity", []), "target must have the shape of input"),
+        (lambda: two(X, SOFT[:2], 1.0), "target must have the shape of input"),
+        (lambda: two(X, X.double(), 1.0), "because both share the dtype of the statistics"),
+        (lambda: two(X, X, 0.0), "inv_temperature must be finite and > 0, got 0"),
     ):
         with pytest.raises(RuntimeError, match="logit_stats: ") as caught:
             call()
@@ -173,7 +211,15 @@ def literals(node: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize(
     "module",
-    [nearlinear.cross_entropy, nearlinear.linear_cross_entropy, nearlinear.plan, _checks.require, row_losses.RowLoss, SoftCap],
+    [
+        nearlinear.cross_entropy,
+        nearlinear.kl_logit_loss,
+        nearlinear.linear_cross_entropy,
+        nearlinear.plan,
+        _checks.require,
+        row_losses.RowLoss,
+        SoftCap,
+    ],
     ids=lambda m: m.__module__,
 )
 def test_the_table_is_complete(module: Any) -> None:

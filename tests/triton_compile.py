@@ -27,10 +27,20 @@ if __name__ == "__main__":
 
 import triton
 import triton.language as tl
-from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, sface
+from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, kl_logit, sface
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+OPS = (
+    "logit_stats",
+    "logit_stats_backward",
+    "soft_logit_stats",
+    "soft_logit_stats_backward",
+    "two_logit_stats",
+    "two_logit_stats_backward",
+    "logit_sum",
+    "logit_sum_backward",
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # name -> shape of input; one per tile that choose_tile can return, in both orders of the tile of middle size
 LAYOUTS = {
@@ -95,9 +105,10 @@ def variants(op: str, name: str, dtype: torch.dtype) -> Iterator[tuple[str, str,
     yield "identity", "full", True
     if dtype == torch.bfloat16 and name in ("V32000", "P65536"):
         yield "identity", "plain", False
-        yield "scale", "full", True
-        yield "soft_cap", "full", True
-    if dtype == torch.float32 and name in ("V1000", "V32000"):  # the tiles of a fused head
+        if not op.startswith("two_logit"):
+            yield "scale", "full", True
+            yield "soft_cap", "full", True
+    if dtype == torch.float32 and name in ("V1000", "V32000") and not op.startswith("two_logit"):  # the tiles of a fused head
         yield "power", "full", True
         yield "arcosh", "full", True
 
@@ -124,6 +135,10 @@ def call(op: str, shape: tuple[int, ...], dtype: torch.dtype, logit_map: str, fu
         cross_entropy.logit_stats_backward(row, row, row, input, label, weight, row, row, row, -100, *options, full)
     elif op == "soft_logit_stats":
         cross_entropy_soft.soft_logit_stats(input, input, weight, 0.1, *options)
+    elif op == "two_logit_stats":
+        kl_logit.two_logit_stats(input, input if full else tensor(shape), 0.5)
+    elif op == "two_logit_stats_backward":
+        kl_logit.two_logit_stats_backward(row, input, input, row, row, row, row, row, 0.5, True, full)
     else:
         cross_entropy_soft.soft_logit_stats_backward(row, row, input, input, weight, row, row, row, 0.1, *options, full)
 
@@ -141,8 +156,8 @@ def main(capability: int, report: Callable[[str], None]) -> None:
     def compile_only(kernel: Any, programs: int, input: Any, arguments: Any, num_warps: int, **constants: Any) -> None:
         kernels.append(kernel.warmup(*arguments, grid=(programs,), num_warps=num_warps, num_stages=1, enable_fp_fusion=True, **constants))
 
-    cross_entropy.launch = cross_entropy_soft.launch = sface.launch = compile_only
-    for op in ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward", "logit_sum", "logit_sum_backward"):
+    cross_entropy.launch = cross_entropy_soft.launch = kl_logit.launch = sface.launch = compile_only
+    for op in OPS:
         for name, shape in LAYOUTS.items():
             for dtype in DTYPES:
                 for logit_map, variant, full in variants(op, name, dtype):

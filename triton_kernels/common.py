@@ -109,8 +109,9 @@ LANE_TILE = Tile(128, 4, 64, 4)
 LANE_TILE_FROM = 64  # lanes; with fewer, most of the tile would be masked
 
 
-def choose_tile(rows: Rows, num_classes: int, dtype: torch.dtype) -> tuple[Tile, int, int]:
-    """Tile by shape, strides and dtype only, its number per group of rows, and chunks of classes; the first tensor's strides count."""
+def choose_tile(rows: Rows, num_classes: int, dtype: torch.dtype, logits: int = 1) -> tuple[Tile, int, int]:
+    """Tile by shape, strides, dtype and number of logits a class has; its number per group of rows, and chunks of classes. The first
+    tensor's strides count."""
     _, stride_v, stride_l = rows.strides[0]
     if 0 < stride_l < stride_v and rows.lanes > 1:
         tile = LANE_TILE if rows.lanes >= LANE_TILE_FROM else ROW_TILES[1][1]
@@ -118,6 +119,8 @@ def choose_tile(rows: Rows, num_classes: int, dtype: torch.dtype) -> tuple[Tile,
         tile = next((tile for limit, tile in ROW_TILES if num_classes <= limit), LONG_TILE)
     if dtype == torch.float64:  # two registers an element
         tile = tile._replace(BN=tile.BN // 2) if tile.BN > 1 else tile._replace(BV=tile.BV // 2)
+    elif logits > 1 and tile.BN > 1:  # row values and classes of each; a tile of one row keeps its 16-byte loads
+        tile = tile._replace(BN=tile.BN // 2)
     return tile, triton.cdiv(rows.lanes, tile.BN), triton.cdiv(num_classes, tile.CHUNK)
 
 

@@ -60,22 +60,22 @@ MAPS = {"identity": (identity, 0), "scale": (scale, 1), "soft_cap": (soft_cap, 1
 
 
 @triton.jit
-def online_add(z, top, total):
-    """One more z into each lane's maximum and sum of e^(z - maximum), with a single exponential.
+def online_add(z, top, total, rate=1.0):
+    """One more z into each lane's maximum and sum of e^(rate (z - maximum)), with a single exponential.
 
     A lane starts from (lowest, 0): -inf then adds nothing and the first finite z replaces the maximum, without a special case.
     """
-    d = z - top
+    d = (z - top) * rate
     e = tl.exp(-tl.abs(d))
     up = d > 0
     return tl.where(up, z, top), tl.where(up, total * e + 1, total + e)
 
 
 @triton.jit
-def merge_lanes(top, total):
+def merge_lanes(top, total, rate=1.0):
     """Maximum [BN] and sum [BN] of lanes [BN, BV]; the sum is 0 where no logit was finite, NaN where one was NaN or +inf."""
     m = tl.max(top, 1)
-    return m, tl.sum(total * tl.exp(top - m[:, None]), 1)
+    return m, tl.sum(total * tl.exp((top - m[:, None]) * rate), 1)
 
 
 @triton.jit

@@ -53,8 +53,8 @@ def liger(input: Tensor, target: Tensor) -> Tensor:
     return loss[0] if isinstance(loss, tuple) else loss
 
 
-def rivals(eager: Callable[..., Tensor], **more: Baseline) -> dict[str, Baseline]:
-    wide = upcast(eager)
+def rivals(eager: Callable[..., Tensor], wide: Callable[..., Tensor] | None = None, **more: Baseline) -> dict[str, Baseline]:
+    wide = wide or upcast(eager)
     return {
         "eager": Baseline(eager),
         "compiled": compiled(eager),

@@ -92,6 +92,25 @@ NL_INLINE float one_minus_exp(float n) {
 }
 NL_INLINE double one_minus_exp(double n) { return -std::expm1(-n); }
 
+// e^u - 1 - u for |u| <= 1, relative error 2e-7 however small u is; NaN in, NaN out. Even and odd terms apart: half the latency.
+NL_INLINE float exp_excess(float u) {
+  const float s = u * u;
+  float even = 1.0f / 3628800, odd = 1.0f / 362880;
+  even = even * s + 1.0f / 40320;
+  odd = odd * s + 1.0f / 5040;
+  even = even * s + 1.0f / 720;
+  odd = odd * s + 1.0f / 120;
+  even = even * s + 1.0f / 24;
+  odd = odd * s + 1.0f / 6;
+  even = even * s + 0.5f;
+  return (even + odd * u) * s;
+}
+NL_INLINE double exp_excess(double u) {
+  double p = 1;  // of the series 1 + u / 3 (1 + u / 4 (1 + ...))
+  for (int k = 19; k > 2; --k) p = 1 + p * u / k;
+  return p * u * u / 2;
+}
+
 // tanh; relative error 3e-7: odd polynomial near 0, where (1 - e) would cancel
 NL_INLINE float tanh(float x) {
   const float a = std::fabs(x), s = x * x;

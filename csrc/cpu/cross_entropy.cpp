@@ -62,15 +62,6 @@ const op_t* weight_pointer(const std::optional<Tensor>& weight, const Logits& lo
   return weight->const_data_ptr<op_t>();
 }
 
-// one value per row, made contiguous in place of the caller's handle
-template <typename op_t>
-const op_t* row_values(Tensor& values, const Logits& L, const char* op) {
-  check(values.numel() == L.rows() && values.scalar_type() == (std::is_same_v<op_t, double> ? ScalarType::Double : ScalarType::Float), op,
-        "row statistics and their gradients must have one value per row in the dtype of the statistics");
-  values = torch::stable::contiguous(values);
-  return values.const_data_ptr<op_t>();
-}
-
 template <typename op_t>
 SoftTarget<op_t> soft_target(const Tensor& target, const std::optional<Tensor>& weight, const Logits& L, double label_smoothing,
                              const char* op) {
@@ -79,16 +70,6 @@ SoftTarget<op_t> soft_target(const Tensor& target, const std::optional<Tensor>& 
   const double uniform = label_smoothing / static_cast<double>(std::max<int64_t>(L.classes, 1));
   return {Blocks<op_t>(target, op, "target"), T, weight_pointer<op_t>(weight, L, op), static_cast<op_t>(1 - label_smoothing),
           static_cast<op_t>(uniform)};
-}
-
-std::vector<int64_t> row_shape(const Tensor& input) {
-  return input.dim() == 3 ? std::vector<int64_t>{input.size(0), input.size(2)} : std::vector<int64_t>{input.size(0)};
-}
-
-template <typename F>
-void dispatch_opmath(ScalarType dtype, F&& f) {
-  if (dtype == ScalarType::Double) return f(double{});
-  f(float{});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> logit_stats_cpu(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,

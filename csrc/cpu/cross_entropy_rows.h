@@ -123,12 +123,4 @@ void backward_row(const Logits& L, const Blocks<op_t>& in, map_t map, const op_t
   if (here) d_in.store(&d_y, 1, d_base + y * D.stride_v, 1);
 }
 
-template <typename op_t>
-void zero_row(const Logits& D, int64_t row, const Blocks<op_t>& d_in) {
-  constexpr int64_t kBlockZeros = 256;
-  const op_t zeros[kBlockZeros] = {};
-  for (int64_t begin = 0; begin < D.classes; begin += kBlockZeros)
-    d_in.store(zeros, std::min(kBlockZeros, D.classes - begin), D.offset(row) + begin * D.stride_v, D.stride_v);
-}
-
 }  // namespace nearlinear

@@ -1,8 +1,10 @@
 // what the CPU kernels of the row family share: layout of logits, dtype-erased block loads, and reductions over one cache block.
 #pragma once
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "../common/check.h"
 #include "../common/dispatch.h"
@@ -215,5 +217,33 @@ void row_statistics_in_double(double z_y, const OnlineSum& others, op_t* nll, op
 
 // rows per task: enough work to pay for a thread
 inline int64_t row_grain(int64_t classes) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(classes, 1)); }
+
+// shape of the statistics
+inline std::vector<int64_t> row_shape(const Tensor& input) {
+  return input.dim() == 3 ? std::vector<int64_t>{input.size(0), input.size(2)} : std::vector<int64_t>{input.size(0)};
+}
+
+template <typename F>
+void dispatch_opmath(ScalarType dtype, F&& f) {
+  if (dtype == ScalarType::Double) return f(double{});
+  f(float{});
+}
+
+// one value per row, made contiguous in place of the caller's handle
+template <typename op_t>
+const op_t* row_values(Tensor& values, const Logits& L, const char* op) {
+  check(values.numel() == L.rows() && values.scalar_type() == (std::is_same_v<op_t, double> ? ScalarType::Double : ScalarType::Float), op,
+        "row statistics and their gradients must have one value per row in the dtype of the statistics");
+  values = torch::stable::contiguous(values);
+  return values.const_data_ptr<op_t>();
+}
+
+template <typename op_t>
+void zero_row(const Logits& D, int64_t row, const Blocks<op_t>& d_in) {
+  constexpr int64_t kBlockZeros = 256;
+  const op_t zeros[kBlockZeros] = {};
+  for (int64_t begin = 0; begin < D.classes; begin += kBlockZeros)
+    d_in.store(zeros, std::min(kBlockZeros, D.classes - begin), D.offset(row) + begin * D.stride_v, D.stride_v);
+}
 
 }  // namespace nearlinear

@@ -46,10 +46,12 @@ from .heads import (
     harmonic_loss,
     unpg_loss,
 )  # fmt: skip
+from .kl_logit import KLLogitLoss, kl_logit_loss
 from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
 from .ops import cross_entropy as _cross_entropy_ops  # noqa: F401  fakes and derivatives
+from .ops import kl_logit as _kl_logit_ops  # noqa: F401  fakes and derivatives
 from .ops import linear_cross_entropy as _linear_cross_entropy_ops  # noqa: F401  fakes, derivatives, walks
 from .ops import sface as _sface_ops  # noqa: F401  fakes, derivatives, walks
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
@@ -72,6 +74,7 @@ __all__ = [
     "FocalLoss",
     "GCELoss",
     "HarmonicLoss",
+    "KLLogitLoss",
     "LinearCrossEntropyLoss",
     "MAELoss",
     "NearlinearWarning",
@@ -98,6 +101,7 @@ __all__ = [
     "focal_loss",
     "gce_loss",
     "harmonic_loss",
+    "kl_logit_loss",
     "linear_cross_entropy",
     "logit_maps",
     "mae_loss",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import implementations
 from .reference import cross_entropy as reference
+from .reference import kl_logit as kl_reference
 from .reference import linear_cross_entropy as linear_reference
 from .reference import sface as sface_reference
 
@@ -243,6 +244,25 @@ def _invalid(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]
     return lambda target: [function(target, 7, -100)]
 
 
+def _two_stats(stats: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
+    return lambda input, target: stats(input, target, 0.5)[:1]
+
+
+def _two_stats_backward(input: Tensor, target: Tensor) -> Sequence[Tensor]:
+    with torch.no_grad():
+        stats = _ops.two_logit_stats(input, target, 0.5)
+    return _ops.two_logit_stats_backward(*_upstream(input, 1), input, target, *stats, 0.5, True, True)
+
+
+def _two_stats_gradient(input: Tensor, target: Tensor) -> Sequence[Tensor]:
+    outputs = _two_stats(kl_reference.two_logit_stats)(input, target)
+    return torch.autograd.grad(outputs, (input, target), _upstream(input, 1), create_graph=True)
+
+
+def _two_logits() -> list[Tensor]:
+    return [_logits(), 2 * _wave(torch.empty(_ROWS, _CLASSES), 1.7)]
+
+
 SELF_TESTS: dict[str, SelfTest] = {
     "logit_stats": SelfTest(lambda: [_logits()], _logit_stats(_ops.logit_stats), _logit_stats(reference.logit_stats)),
     "logit_stats_backward": SelfTest(lambda: [_logits()], _logit_stats_backward, _logit_stats_gradient),
@@ -262,4 +282,6 @@ SELF_TESTS: dict[str, SelfTest] = {
     "first_invalid_target": SelfTest(
         lambda: [torch.tensor([3, -100, 6, 7, -1])], _invalid(_ops.first_invalid_target), _invalid(reference.first_invalid_target)
     ),
+    "two_logit_stats": SelfTest(_two_logits, _two_stats(_ops.two_logit_stats), _two_stats(kl_reference.two_logit_stats)),
+    "two_logit_stats_backward": SelfTest(_two_logits, _two_stats_backward, _two_stats_gradient),
 }
