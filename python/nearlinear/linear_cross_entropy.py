@@ -116,6 +116,7 @@ def linear_cross_entropy(
         divisor = divisor.masked_fill(divisor == 0, math.nan) if normalizer is None else divisor
         scale = (1 if v is None else v) / divisor
 
+    divisor_of_nothing = reduction == "mean" and normalizer is None and y.numel() == 0  # 0 / 0, as torch
     fused = scale is not None and reduction != "none" and process_group is None and type(record) is ROW_LOSSES.get(record.name)
     try:
         if fused:
@@ -124,7 +125,7 @@ def linear_cross_entropy(
                 x, linear_weight, linear_bias, y, weight, margin, scale, extra, ignore_index, score_map.map_name, score_map.params,
                 record.name, record.params, label_smoothing, z_loss, max_workspace_bytes, wants,
             )[0]  # fmt: skip
-            return loss
+            return loss + math.nan if divisor_of_nothing else loss
         stats = shard.stats(
             x, linear_weight, linear_bias, y, weight, margin, ignore_index, score_map, label_smoothing > 0, max_workspace_bytes
         )
@@ -135,7 +136,9 @@ def linear_cross_entropy(
     rows = row_terms(*stats, w_y, shard.mass, extra, record, shard.num_classes, label_smoothing, z_loss)
     rows = rows.masked_fill(y == ignore_index, 0)
     rows = rows if scale is None else rows * scale
-    return rows.reshape(shape) if reduction == "none" else rows.sum()
+    if reduction == "none":
+        return rows.reshape(shape)
+    return rows.sum() + math.nan if divisor_of_nothing else rows.sum()
 
 
 def _score_map(logit_map: LogitMap | ScoreMap | None, softcap: float | None) -> ScoreMap:
