@@ -68,4 +68,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
       "two_logit_stats_backward(Tensor d_kl, Tensor input, Tensor target, Tensor kl, Tensor lse_input, Tensor lse_target, "
       "Tensor residual_input, Tensor residual_target, float inv_temperature, bool input_gradient, bool target_gradient) "
       "-> (Tensor d_input, Tensor d_target)");
+  // scores of two heads, input [N, D] on linear_weight [V, D] and target_input [N, K] on target_weight [V, K], a tile of rows at a time;
+  // wants: gradients of the four tensors
+  m.def(
+      "linear_two_logit_stats(Tensor input, Tensor linear_weight, Tensor target_input, Tensor target_weight, float inv_temperature, "
+      "int? max_workspace_bytes=None) -> Tensor kl");
+  m.def(
+      "linear_two_logit_stats_backward(Tensor d_kl, Tensor input, Tensor linear_weight, Tensor target_input, Tensor target_weight, "
+      "float inv_temperature, int? max_workspace_bytes, bool[] wants) "
+      "-> (Tensor d_input, Tensor d_weight, Tensor d_target_input, Tensor d_target_weight)");
 }

@@ -48,11 +48,13 @@ from .heads import (
 )  # fmt: skip
 from .kl_logit import KLLogitLoss, kl_logit_loss
 from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
+from .linear_kl_logit import LinearKLLogitLoss, linear_kl_logit_loss
 from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
 from .ops import cross_entropy as _cross_entropy_ops  # noqa: F401  fakes and derivatives
 from .ops import kl_logit as _kl_logit_ops  # noqa: F401  fakes and derivatives
 from .ops import linear_cross_entropy as _linear_cross_entropy_ops  # noqa: F401  fakes, derivatives, walks
+from .ops import linear_kl_logit as _linear_kl_logit_ops  # noqa: F401  fakes, derivatives, walks
 from .ops import sface as _sface_ops  # noqa: F401  fakes, derivatives, walks
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
 from .row_weights import dataset_equity_weight, density_weights
@@ -76,6 +78,7 @@ __all__ = [
     "HarmonicLoss",
     "KLLogitLoss",
     "LinearCrossEntropyLoss",
+    "LinearKLLogitLoss",
     "MAELoss",
     "NearlinearWarning",
     "Plan",
@@ -103,6 +106,7 @@ __all__ = [
     "harmonic_loss",
     "kl_logit_loss",
     "linear_cross_entropy",
+    "linear_kl_logit_loss",
     "logit_maps",
     "mae_loss",
     "plan",

@@ -64,22 +64,22 @@ def kl_logit_loss(
         tensor(0.0409, grad_fn=<DivBackward0>)
     """
     rows_shape = _check(input, target_logits, temperature, mask, sample_weight)
-    _checks.require(
-        reduction in _REDUCTIONS, ValueError, _NAME,
-        f"reduction must be one of {_REDUCTIONS}, got {reduction!r}; a mean over classes too ('mean' of F.kl_div) is no divergence",
-    )  # fmt: skip
-    _checks.require(
-        normalizer is None or reduction == "batchmean", ValueError, _NAME,
-        f"normalizer must be None unless reduction='batchmean', got reduction={reduction!r}",
-    )  # fmt: skip
+    check_reduction(_NAME, reduction, normalizer)
     if input.dim() > 3:
         input, target_logits = input.flatten(2), target_logits.flatten(2)
     rows = torch.ops.nearlinear.two_logit_stats(input, target_logits, 1 / temperature)[0].reshape(rows_shape)
+    return reduce_rows(rows, mask, sample_weight, reduction, normalizer)
+
+
+def reduce_rows(
+    rows: Tensor, mask: Tensor | None, sample_weight: Tensor | None, reduction: str, normalizer: float | Tensor | None
+) -> Tensor:
+    """Weighted and reduced as :func:`kl_logit_loss` says."""
     weight = None if sample_weight is None else sample_weight.to(rows.dtype)
     if mask is not None:
         rows = rows.masked_fill(~mask, 0)
         weight = mask.to(rows.dtype) if weight is None else weight.masked_fill(~mask, 0)
-    if sample_weight is not None:
+    if sample_weight is not None and weight is not None:
         rows = rows * weight
     if reduction == "none":
         return rows
@@ -89,6 +89,36 @@ def kl_logit_loss(
     if isinstance(divisor, Tensor) and normalizer is None and mask is not None:
         divisor = divisor.masked_fill(~mask.any(), 1)  # no row kept is no divergence, not 0 / 0
     return rows.sum() / divisor
+
+
+def check_reduction(function: str, reduction: str, normalizer: float | Tensor | None) -> None:
+    no_divergence = "a mean over classes too ('mean' of F.kl_div) is no divergence"
+    text = f"reduction must be one of {_REDUCTIONS}, got {reduction!r}; {no_divergence}"
+    _checks.require(reduction in _REDUCTIONS, ValueError, function, text)
+    unused = f"normalizer must be None unless reduction='batchmean', got reduction={reduction!r}"
+    _checks.require(normalizer is None or reduction == "batchmean", ValueError, function, unused)
+
+
+def check_rows(
+    function: str, input: Tensor, rows_shape: tuple[int, ...], temperature: float, mask: Tensor | None, sample_weight: Tensor | None
+) -> None:
+    """Temperature, mask and weights."""
+    require = _checks.require
+    require(
+        isinstance(temperature, int | float) and 0 < temperature < math.inf, ValueError, function,
+        f"temperature must be a finite number > 0, got {temperature}",
+    )  # fmt: skip
+    for name, row_value in (("mask", mask), ("sample_weight", sample_weight)):
+        if row_value is None:
+            continue
+        _checks.check_tensor(function, name, row_value)
+        got = tuple(row_value.shape)
+        require(got == tuple(rows_shape), ValueError, function, f"{name} must have one value per row, shape {tuple(rows_shape)}, got {got}")
+    if mask is not None:
+        require(mask.dtype == torch.bool, TypeError, function, f"mask must be bool, got {mask.dtype}; weigh rows by sample_weight")
+    if sample_weight is not None:
+        _checks.check_floating(function, "sample_weight", sample_weight)
+    _checks.check_devices(function, input, mask=mask, sample_weight=sample_weight)
 
 
 def _check(input: Tensor, target_logits: Tensor, temperature: float, mask: Tensor | None, sample_weight: Tensor | None) -> torch.Size:
@@ -107,24 +137,9 @@ def _check(input: Tensor, target_logits: Tensor, temperature: float, mask: Tenso
         stats_dtype(target_logits) == stats_dtype(input), TypeError, _NAME,
         f"target_logits must be float64 exactly if input is, got {target_logits.dtype} with {input.dtype}; cast one of them",
     )  # fmt: skip
-    require(
-        isinstance(temperature, int | float) and 0 < temperature < math.inf, ValueError, _NAME,
-        f"temperature must be a finite number > 0, got {temperature}",
-    )  # fmt: skip
     rows_shape = torch.Size(input.shape[:1] + input.shape[2:])
-    for name, row_value in (("mask", mask), ("sample_weight", sample_weight)):
-        if row_value is None:
-            continue
-        _checks.check_tensor(_NAME, name, row_value)
-        got = tuple(row_value.shape)
-        require(got == tuple(rows_shape), ValueError, _NAME, f"{name} must have one value per row, shape {tuple(rows_shape)}, got {got}")
-    if mask is not None:
-        require(mask.dtype == torch.bool, TypeError, _NAME, f"mask must be bool, got {mask.dtype}; weigh rows by sample_weight")
-    if sample_weight is not None:
-        _checks.check_floating(_NAME, "sample_weight", sample_weight)
-    for name, other in (("target_logits", target_logits), ("mask", mask), ("sample_weight", sample_weight)):
-        if other is not None and other.device != input.device:
-            raise ValueError(f"{_NAME}: {name} must be on the device of input, {input.device}, got {other.device}")
+    _checks.check_devices(_NAME, input, target_logits=target_logits)
+    check_rows(_NAME, input, rows_shape, temperature, mask, sample_weight)
     return rows_shape
 
 

@@ -15,7 +15,7 @@ DEFAULT_WORKSPACE_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 # A tile of R rows costs (1 + HALF_SPEED / R) times the same product at full size, and alike in classes: the weight is read again, and its
 # gradient read and written again, for every tile of rows. CPU: measured, (2048, 512, 32000) float32; CUDA: 2 F / BW of an H100, computed.
 HALF_SPEED = {"cpu": 35, "cuda": 533}
-WORTH = 1.08  # a larger workspace must save this much time
+WORTH = 1.05  # a larger workspace must save this much time
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192, 16384)
 
 

@@ -248,15 +248,15 @@ class _Walker:
             # straight into the result where the product is the whole gradient
             into = out.d_input[self.index] if isinstance(self.index, slice) else None
             if into is None or not head.embedding.identity or not self.one_block or into.dtype != head.wide or not into.is_contiguous():
-                d_rows = _product(left, embedded, head.wide, d_rows)
+                d_rows = product(left, embedded, head.wide, d_rows)
             else:
                 torch.mm(left, embedded, out=into)
         if out.d_weight.numel():
             block = out.d_weight[begin:end]
             if head.embedding.identity and block.dtype == head.wide:
-                _product_into(block, left.t(), self.rows, self.first)
+                product_into(block, left.t(), self.rows, self.first)
             else:
-                self.add(block, head.embedding.classes_vjp(w, _product(left.t(), self.rows, head.wide)))
+                self.add(block, head.embedding.classes_vjp(w, product(left.t(), self.rows, head.wide)))
         return d_rows
 
     def add(self, into: Tensor, part: Tensor) -> None:
@@ -266,14 +266,14 @@ class _Walker:
             into.add_(part)
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype, onto: Tensor | None = None) -> Tensor:
+def product(a: Tensor, b: Tensor, dtype: torch.dtype, onto: Tensor | None = None) -> Tensor:
     if onto is not None:
-        _product_into(onto, a, b, first=False)
+        product_into(onto, a, b, first=False)
         return onto
     return torch.mm(a, b) if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
 
 
-def _product_into(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+def product_into(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """``into (+)= a b``."""
     if a.dtype == into.dtype:
         torch.mm(a, b, out=into) if first else into.addmm_(a, b)

@@ -12,6 +12,7 @@ from . import implementations
 from .reference import cross_entropy as reference
 from .reference import kl_logit as kl_reference
 from .reference import linear_cross_entropy as linear_reference
+from .reference import linear_kl_logit as linear_kl_reference
 from .reference import sface as sface_reference
 
 __all__ = ["SELF_TESTS", "TOLERANCE", "Outcome", "SelfTest", "self_test"]
@@ -240,6 +241,23 @@ def _linear_sum_gradient(*leaves: Tensor) -> Sequence[Tensor]:
     return torch.autograd.grad(outputs, leaves, _upstream(leaves[0], 1), create_graph=True)
 
 
+def _two_heads() -> list[Tensor]:
+    return [*_head()[:2], _wave(torch.empty(_ROWS, 4), 3.0), _wave(torch.empty(_CLASSES, 4), 4.0)]
+
+
+def _linear_kl(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
+    return lambda *leaves: [function(*leaves, 0.5)]
+
+
+def _linear_kl_backward(*leaves: Tensor) -> Sequence[Tensor]:
+    return list(_ops.linear_two_logit_stats_backward(*_upstream(leaves[0], 1), *leaves, 0.5, None, [True] * 4))
+
+
+def _linear_kl_gradient(*leaves: Tensor) -> Sequence[Tensor]:
+    outputs = _linear_kl(linear_kl_reference.linear_two_logit_stats)(*leaves)
+    return torch.autograd.grad(outputs, leaves, _upstream(leaves[0], 1), create_graph=True)
+
+
 def _invalid(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
     return lambda target: [function(target, 7, -100)]
 
@@ -279,6 +297,10 @@ SELF_TESTS: dict[str, SelfTest] = {
     "logit_sum_backward_": SelfTest(_cosines, _sum_backward_, lambda input: [d.detach() for d in _sum_gradient(input)]),
     "linear_logit_sum": SelfTest(lambda: _head()[:2], _linear_sum(_ops.linear_logit_sum), _linear_sum(sface_reference.linear_logit_sum)),
     "linear_logit_sum_backward": SelfTest(lambda: _head()[:2], _linear_sum_backward, _linear_sum_gradient),
+    "linear_two_logit_stats": SelfTest(
+        _two_heads, _linear_kl(_ops.linear_two_logit_stats), _linear_kl(linear_kl_reference.linear_two_logit_stats)
+    ),
+    "linear_two_logit_stats_backward": SelfTest(_two_heads, _linear_kl_backward, _linear_kl_gradient),
     "first_invalid_target": SelfTest(
         lambda: [torch.tensor([3, -100, 6, 7, -1])], _invalid(_ops.first_invalid_target), _invalid(reference.first_invalid_target)
     ),

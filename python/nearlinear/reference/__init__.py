@@ -1,5 +1,5 @@
 """Eager definitions of every op and loss: oracle in float64, baseline in native dtype."""
 
-from . import cross_entropy, kl_logit, linear_cross_entropy, sface
+from . import cross_entropy, kl_logit, linear_cross_entropy, linear_kl_logit, sface
 
-__all__ = ["cross_entropy", "kl_logit", "linear_cross_entropy", "sface"]
+__all__ = ["cross_entropy", "kl_logit", "linear_cross_entropy", "linear_kl_logit", "sface"]
