@@ -69,11 +69,13 @@ def test_links_between_pages() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "row_losses", "logit_maps", "reference.cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "distance", "distances", "row_losses", "logit_maps", "reference.cross_entropy", "reference.distance"]
+)
 def test_docstring_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"nearlinear.{name}"))
     assert result.failed == 0
-    if name == "cross_entropy":
+    if name in ("cross_entropy", "distance"):
         assert result.attempted > 0
 
 
@@ -81,7 +83,8 @@ def test_every_public_function_is_documented() -> None:
     text = (ROOT / "docs/api.md").read_text()
     documented = set(re.findall(r"auto(?:function|class|exception|module):: (?:nearlinear\.)?(\w+)", text))
     assert {name for name in nearlinear.__all__ if name not in ("__version__", "reference")} <= documented
-    assert "nearlinear.reference.cross_entropy" in text
+    for family in nearlinear.reference.__all__:
+        assert f"nearlinear.reference.{family}" in text
 
 
 def test_generated_tables_are_fresh(tables: ModuleType) -> None:

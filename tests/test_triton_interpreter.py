@@ -40,6 +40,14 @@ def test_launchers_in_the_interpreter() -> None:
     assert passed(interpreted(str(HERE / "triton_cases.py"), str(HERE / "triton_edges.py"))) > 100
 
 
+def test_distances_in_the_interpreter() -> None:
+    """Two tiles of each kind in the first run; the second runs what the CPU kernels must pass, where a small case is enough."""
+    assert passed(interpreted(str(HERE / "triton_distance.py"))) > 100
+    files = [str(HERE / f"test_distance{part}.py") for part in ("", "_tile")]
+    chosen = "error_budget and float32 and not blocks or tile_layouts and float32 or edges or messages"
+    assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", chosen, *files)) > 100
+
+
 def test_battery_in_the_interpreter() -> None:
     files = [str(HERE / f"test_cross_entropy{part}.py") for part in ("", "_accuracy")]
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", BATTERY, *files)) > 100

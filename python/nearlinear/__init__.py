@@ -9,6 +9,7 @@ import torch  # noqa: F401  the compiled module needs torch's libraries in the p
 from . import (
     _C,  # noqa: F401  registers the ops
     _gpu,  # noqa: F401  registers the GPU implementations
+    distances,
     logit_maps,
     reference,
     row_losses,
@@ -31,13 +32,17 @@ from .cross_entropy import (
     poly_loss,
     truncated_gce_loss,
 )  # fmt: skip
+from .distance import DistanceMatrix, distance_matrix
+from .distances import BrayCurtis, Canberra, Chebyshev, Manhattan, Minkowski, SmoothChebyshev
 from .logit_maps import Scale, SoftCap
 from .ops import cross_entropy as _cross_entropy_ops  # noqa: F401  fakes and derivatives
+from .ops import distance as _distance_ops  # noqa: F401
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
 
 __all__ = [
-    "GCE", "MAE", "CompSum", "CompSumLoss", "CrossEntropy", "CrossEntropyLoss", "Floored", "Focal", "FocalLoss", "GCELoss", "MAELoss",
-    "NearlinearWarning", "Poly1", "PolyLoss", "Scale", "SoftCap", "SumExponential", "SymmetricCE", "TruncatedGCE", "TruncatedGCELoss",
-    "__version__", "comp_sum_loss", "cross_entropy", "focal_loss", "gce_loss", "logit_maps", "mae_loss", "poly_loss", "reference",
+    "GCE", "MAE", "BrayCurtis", "Canberra", "Chebyshev", "CompSum", "CompSumLoss", "CrossEntropy", "CrossEntropyLoss", "DistanceMatrix",
+    "Floored", "Focal", "FocalLoss", "GCELoss", "MAELoss", "Manhattan", "Minkowski", "NearlinearWarning", "Poly1", "PolyLoss", "Scale",
+    "SmoothChebyshev", "SoftCap", "SumExponential", "SymmetricCE", "TruncatedGCE", "TruncatedGCELoss", "__version__", "comp_sum_loss",
+    "cross_entropy", "distance_matrix", "distances", "focal_loss", "gce_loss", "logit_maps", "mae_loss", "poly_loss", "reference",
     "row_losses", "truncated_gce_loss",
 ]  # fmt: skip

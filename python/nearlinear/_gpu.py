@@ -11,7 +11,10 @@ import torch
 
 from . import _C
 
-TRITON_OPS = ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward")
+TRITON_OPS = (
+    "logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward",
+    "distance_tile", "distance_tile_backward", "pair_distances", "pair_distances_backward",
+)  # fmt: skip
 COMPILED_OPS = ("first_invalid_target",)
 
 # torch drops the registrations of a Library that is collected
