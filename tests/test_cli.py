@@ -53,7 +53,7 @@ def test_env_fails_when_an_op_disagrees(op, monkeypatch, capsys):
     assert main(["env", "--device", "cpu"]) == 1
     text = capsys.readouterr().out
     assert f"{op}: FAILED on cpu: relative error above" in text
-    assert "4 of 5 self-tests" in text
+    assert f"{len(OPS) - 1} of {len(OPS)} self-tests" in text
 
 
 def test_env_fails_when_only_a_gradient_disagrees(monkeypatch):
@@ -81,7 +81,7 @@ def test_env_fails_on_nan_on_an_exception_and_on_an_op_without_a_test(monkeypatc
     assert outcomes["logit_stats"].value == float("inf")
     assert outcomes["soft_logit_stats"].reason == "RuntimeError: refused"
     assert outcomes["first_invalid_target"].reason == "no self-test is defined for this op"
-    assert [op for op, outcome in outcomes.items() if outcome.ok] == ["logit_stats_backward", "soft_logit_stats_backward"]
+    assert {op for op, outcome in outcomes.items() if not outcome.ok} == {"logit_stats", "soft_logit_stats", "first_invalid_target"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is absent")
