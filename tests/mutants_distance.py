@@ -1,6 +1,6 @@
 """Planted bugs of the distance family: (file, old text, new text, tests that must fail)."""
 
-BATTERY, TILE, SIZES = "tests/test_distance.py::TestDistance", "tests/test_distance_tile.py", "tests/test_distance.py::test_sizes"
+BATTERY, TILE = "tests/test_distance.py::TestDistance", "tests/test_distance_tile.py"
 BUDGET = f"{BATTERY}::test_error_budget"
 
 OPS, PUBLIC, RECORDS = (f"python/nearlinear/{name}.py" for name in ("ops/distance", "distance", "distances"))
@@ -10,7 +10,7 @@ PYTHON = [
     (OPS, "wanted = ctx.needs_input_grad[:2]", "wanted = ctx.needs_input_grad[1::-1]", f"{BATTERY}::test_gradients_in_float64"),
     (PUBLIC, "rows = x.reshape(1, x.shape[:-1].numel(), x.shape[-1])", "rows = x.reshape(1, x.shape[-1], x.shape[:-1].numel()).mT",
      f"{BUDGET} -k shared"),
-    (RECORDS, '(power.masked_fill(equal, 1) ** (1 / self.p)).masked_fill(equal, 0)', 'power ** (1 / self.p)', f"{SIZES} -k minkowski_3"),
+    (RECORDS, '(power.masked_fill(equal, 1) ** (1 / self.p)).masked_fill(equal, 0)', 'power ** (1 / self.p)', f"{TILE} -k equal_vectors"),
     (RECORDS, 'return f"{self.kernel}_abs" if self.absolute else self.kernel', 'return self.kernel', f"{BUDGET} -k bray_curtis_abs"),
 ]  # fmt: skip
 

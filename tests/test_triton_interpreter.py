@@ -45,7 +45,7 @@ def test_distances_in_the_interpreter() -> None:
     assert passed(interpreted(str(HERE / "triton_distance.py"))) > 100
     files = [str(HERE / f"test_distance{part}.py") for part in ("", "_tile")]
     chosen = "error_budget and float32 and not blocks or tile_layouts and float32 or edges or messages"
-    assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", chosen, *files)) > 100
+    assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", chosen, *files)) > 80
 
 
 def test_battery_in_the_interpreter() -> None:
