@@ -16,7 +16,6 @@ PYTHON = [
 
 FUNCTORS, KERNELS, GLUE = "csrc/functors/distance.h", "csrc/cpu/distance_tiles.h", "csrc/cpu/distance.cpp"
 CPP = [
-    (KERNELS, "if (n < W) std::fill_n(packed, v.dim * W, T(0));", "", f"{BATTERY}::test_same_bits"),
     (KERNELS, "? static_cast<bits>(k) : place[r][c]", "? place[r][c] : static_cast<bits>(k)", f"{TILE} -k first_of_equal"),
     (KERNELS, "double sum[ROWS][W] = {};", "T sum[ROWS][W] = {};", f"{TILE} -k long_sums"),
     (KERNELS, "metric_t::kBounded || g != 0 ? g * slope : T(0)", "g * slope", f"{TILE} -k zero_upstream"),
