@@ -78,3 +78,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
       "float inv_temperature, int? max_workspace_bytes, bool[] wants) "
       "-> (Tensor d_input, Tensor d_weight, Tensor d_target_input, Tensor d_target_weight)");
 }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
+  // distance. Shapes: input [R, D], other [C, D]; out, grad [R, C]; pair_distances has a batch dimension in front of all of them.
+  m.def("distance_tile(Tensor input, Tensor other, str metric, float[] metric_params, Tensor(a!) out) -> ()");
+  m.def(  // adds to d_input and d_other
+      "distance_tile_backward(Tensor(a!) d_input, Tensor(b!) d_other, Tensor grad, Tensor input, Tensor other, str metric, "
+      "float[] metric_params, bool wants_input, bool wants_other) -> ()");
+  m.def("pair_distances(Tensor input, Tensor other, str metric, float[] metric_params) -> Tensor");
+  m.def(
+      "pair_distances_backward(Tensor grad, Tensor input, Tensor other, str metric, float[] metric_params, bool wants_input, "
+      "bool wants_other) -> (Tensor d_input, Tensor d_other)");
+}

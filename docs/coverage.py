@@ -36,7 +36,7 @@ PAPERS = tuple(Paper(*row) for row in (
     ("Efficient block contrastive learning via parameter-free meta-node approximation (PamC)",
      "Kulatilleke, Portmann, Chandra 2022", "2209.14067", "segment moments", "pamc_loss", "planned"),
     ("Rethinking the Harmonic Loss via Non-Euclidean Distance Layers",
-     "Miller-Golub et al. 2026", "2603.10225", "cross-entropy", "harmonic_loss with L1-type metrics", "planned"),
+     "Miller-Golub et al. 2026", "2603.10225", "cross-entropy", "harmonic_loss", "done"),
     ("Unified Negative Pair Generation toward Well-discriminative Feature Space for Face Recognition (UNPG)",
      "Jung et al. 2022", "2203.11593", "cross-entropy", "unpg_loss", "done"),
     ("Can Transformers Do Enumerative Geometry? (DRA)",

@@ -69,11 +69,24 @@ def test_links_between_pages() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "kl_logit", "row_losses", "logit_maps", "reference.cross_entropy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cross_entropy",
+        "distance",
+        "distances",
+        "kl_logit",
+        "linear_cross_entropy",
+        "row_losses",
+        "logit_maps",
+        "reference.cross_entropy",
+        "reference.distance",
+    ],
+)
 def test_docstring_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"nearlinear.{name}"))
     assert result.failed == 0
-    if name in ("cross_entropy", "kl_logit"):
+    if name in ("cross_entropy", "distance", "kl_logit", "linear_cross_entropy"):
         assert result.attempted > 0
 
 

@@ -12,7 +12,7 @@ import errors_linear
 import nearlinear
 import pytest
 import torch
-from nearlinear import _checks, row_losses
+from nearlinear import BrayCurtis, Canberra, Minkowski, SmoothChebyshev, _checks, row_losses
 from nearlinear.logit_maps import SoftCap
 from torch.autograd import forward_ad
 
@@ -32,6 +32,10 @@ def ce(input: Any = X, target: Any = Y, weight: Any = None, **options: Any) -> C
 
 def kl(input: Any = X, target_logits: Any = X, **options: Any) -> Callable[[], Any]:
     return lambda: nearlinear.kl_logit_loss(input, target_logits, **options)
+
+
+def dm(input: Any = X, other: Any = X, **options: Any) -> Callable[[], Any]:
+    return lambda: nearlinear.distance_matrix(input, other, **options)
 
 
 FLOATS = "must be float32, float64, bfloat16 or float16, got"
@@ -147,6 +151,35 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: row_losses.Focal(-0.5), ValueError, "Focal: gamma must be >= 0, got -0.5"),
     (lambda: row_losses.Floored(0.0), ValueError, "Floored: a must be > 0, got 0.0"),
     (lambda: row_losses.SymmetricCE(A=0.0), ValueError, "SymmetricCE: A must be < 0, got 0.0"),
+    # distances
+    (dm(input=[1.0]), TypeError, "distance_matrix: input must be a Tensor, got list"),
+    (dm(other=3), TypeError, "distance_matrix: other must be a Tensor, got int"),
+    (dm(input=X.long()), TypeError, f"distance_matrix: input {FLOATS} torch.int64"),
+    (dm(other=X.bool()), TypeError, f"distance_matrix: other {FLOATS} torch.bool"),
+    (
+        dm(other=X.double()), TypeError,
+        "distance_matrix: other must have the dtype of input, torch.float32, got torch.float64; convert one of them",
+    ),
+    (dm(other=X.to("meta")), ValueError, "distance_matrix: other must be on the device of input, cpu, got meta"),
+    (dm(input=X[0]), ValueError, "distance_matrix: input must have shape (..., R, D), got (5,)"),
+    (dm(other=X[0]), ValueError, "distance_matrix: other must have shape (..., C, D) with D=5, got (5,)"),
+    (dm(other=X[:, :4]), ValueError, "distance_matrix: other must have shape (..., C, D) with D=5, got (3, 4)"),
+    (
+        dm(input=torch.zeros(2, 3, 5), other=torch.zeros(4, 3, 5)), ValueError,
+        "distance_matrix: other must have leading dimensions that broadcast with (2,), got (4,)",
+    ),
+    (
+        dm(metric="manhattan"), TypeError,
+        "distance_matrix: metric must be a DistanceMetric, got str; take a record of nearlinear.distances",
+    ),
+    (
+        lambda: nearlinear.DistanceMatrix(1.5), TypeError,
+        "DistanceMatrix: metric must be a DistanceMetric, got float; take a record of nearlinear.distances",
+    ),
+    (lambda: Minkowski(0.5), ValueError, "Minkowski: p must be >= 1 and finite, got 0.5; for p = inf use Chebyshev()"),
+    (lambda: SmoothChebyshev(0.0), ValueError, "SmoothChebyshev: alpha must be > 0 and finite, got 0.0"),
+    (lambda: Canberra(-1.0), ValueError, "Canberra: eps must be > 0 and finite, got -1.0"),
+    (lambda: BrayCurtis(0.0), ValueError, "BrayCurtis: eps must be > 0 and finite, got 0.0"),
     # modules name themselves
     (
         lambda: nearlinear.GCELoss(reduction="avg"), ValueError,
@@ -213,12 +246,14 @@ def literals(node: ast.AST) -> list[str]:
     "module",
     [
         nearlinear.cross_entropy,
+        nearlinear.distance_matrix,
         nearlinear.kl_logit_loss,
         nearlinear.linear_cross_entropy,
         nearlinear.plan,
         _checks.require,
         row_losses.RowLoss,
         SoftCap,
+        Minkowski,
     ],
     ids=lambda m: m.__module__,
 )

@@ -7,12 +7,9 @@ import sys
 
 import pytest
 import torch
-from nearlinear import _C
+from nearlinear import _C, _gpu
 
-OPS = (
-    "logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward", "first_invalid_target", "two_logit_stats",
-    "two_logit_stats_backward",
-)  # fmt: skip
+OPS = (*_gpu.TRITON_OPS, *_gpu.COMPILED_OPS)
 WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None  # what importlib sees of a package that is not installed

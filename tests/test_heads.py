@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from measure import Draw, same
-from nearlinear import heads, score_maps
+from nearlinear import distances, heads, score_maps
 from nearlinear.score_maps import SCORE_MAPS
 from torch import Tensor
 
@@ -178,6 +178,16 @@ def unpg(x: Tensor, w: Tensor, y: Tensor, scale: float, margin: float, whisker: 
 
 
 L = Draw(3).normal(4, 3)
+# each with its paper's formula of (x - w, x, w)
+METRICS = (
+    (distances.Manhattan(), lambda d, x, w: d.abs().sum(-1)),
+    (distances.Minkowski(1.5), lambda d, x, w: (d.abs() ** 1.5).sum(-1) ** (2 / 3)),
+    (distances.Chebyshev(), lambda d, x, w: d.abs().amax(-1)),
+    (distances.SmoothChebyshev(10.0), lambda d, x, w: torch.log(torch.exp(10 * d.abs()).sum(-1)) / 10),
+    (distances.Canberra(1e-2), lambda d, x, w: (d.abs() / (x.abs() + w.abs() + 1e-2)).sum(-1)),
+    (distances.BrayCurtis(1e-3), lambda d, x, w: d.abs().sum(-1) / ((x + w).sum(-1).abs() + 1e-3)),
+    (distances.BrayCurtis(1e-3, absolute=True), lambda d, x, w: d.abs().sum(-1) / ((x.abs() + w.abs()).sum(-1) + 1e-3)),
+)
 HEADS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "arcface": (lambda x, w, y: nearlinear.arcface_loss(x, w, y, margin=0.4, scale=6.0), lambda x, w, y: arcface(x, w, y, 0.4, 6.0)),
     "cosface": (lambda x, w, y: nearlinear.cosface_loss(x, w, y, margin=0.3, scale=6.0), lambda x, w, y: cosface(x, w, y, 0.3, 6.0)),
@@ -193,6 +203,13 @@ HEADS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         lambda x, w, y: nearlinear.harmonic_loss(x, w, y, exponent=3.0, metric="mahalanobis", transform=L.to(x)),
         lambda x, w, y: harmonic(torch.einsum("nvd,de,nve->nv", x[:, None] - w, L @ L.T, x[:, None] - w) + 1e-4, y, 3.0),
     ),
+    **{
+        f"harmonic_{metric.name}": (
+            lambda x, w, y, metric=metric: nearlinear.harmonic_loss(x, w, y, exponent=3.0, metric=metric),
+            lambda x, w, y, distance=distance: harmonic(distance(x[:, None] - w, x[:, None], w) + 1e-4, y, 3.0),
+        )
+        for metric, distance in METRICS
+    },
     "unpg": (
         lambda x, w, y: nearlinear.unpg_loss(x, w, y, logit_map=score_maps.CosMargin(5.0, 0.2), whisker=1.0),
         lambda x, w, y: unpg(x, w, y, 5.0, 0.2, 1.0),
@@ -300,7 +317,10 @@ def test_modules(module: Any, function: Any, options: dict[str, Any]) -> None:
 def test_messages() -> None:
     x, w, y = points()
     for call, text in (
-        (lambda: nearlinear.harmonic_loss(x, w, y, exponent=2.0, metric="taxi"), "harmonic_loss: metric must be one of ['cosine', "),
+        (
+            lambda: nearlinear.harmonic_loss(x, w, y, exponent=2.0, metric="taxi"),
+            "harmonic_loss: metric must be a DistanceMetric or one of ['cosine', ",
+        ),
         (
             lambda: nearlinear.harmonic_loss(x, w, y, exponent=2.0, metric="mahalanobis"),
             "harmonic_loss: transform must be a tensor (D, K) with metric='mahalanobis', None with others",

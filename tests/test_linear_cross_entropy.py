@@ -8,7 +8,7 @@ import nearlinear
 import torch
 from battery import Battery
 from measure import Case, Draw, Inputs
-from nearlinear import score_maps
+from nearlinear import distances, score_maps
 from nearlinear.reference import linear_cross_entropy as reference
 from torch import Tensor
 
@@ -61,6 +61,8 @@ MAPS = {
     "cosine_harmonic": mapped("cosine_harmonic", score_maps.CosineHarmonic(2.0, 1e-2)),
     "rbf": mapped("rbf", score_maps.RBF(3.0)),
     "student_t": mapped("student_t", score_maps.StudentT(2.0)),
+    "manhattan": mapped("manhattan", score_maps.MetricHarmonic(2.0, distances.Manhattan())),
+    "canberra": mapped("canberra", score_maps.MetricHarmonic(2.0, distances.Canberra(1e-2))),
     "poincare": mapped("poincare", score_maps.Poincare(1.0, 0.5), ball=True),
 }
 CASES = (
@@ -94,6 +96,11 @@ CASES = (
     Case(
         "harmonic_tiles", head(131, 5), "distances over several tiles", rows=70, native=NATIVE,
         options={"logit_map": score_maps.Harmonic(3.0), "max_workspace_bytes": 80_000}, differentiable=BOTH,
+    ),
+    Case(
+        "minkowski_tiles", head(131, 5, ignored=-100), "distances that are no product, over several tiles", rows=70, native=NATIVE,
+        options={"logit_map": score_maps.MetricHarmonic(3.0, distances.Minkowski(1.5)), "max_workspace_bytes": 80_000},
+        differentiable=BOTH,
     ),
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 API = ROOT / "docs" / "api.txt"
-NON_DIFFERENTIABLE = {"first_invalid_target", "logit_stats_backward_", "logit_sum_backward_"}
+NON_DIFFERENTIABLE = {"distance_tile", "distance_tile_backward", "first_invalid_target", "logit_stats_backward_", "logit_sum_backward_"}
 GRADIENTS_IN_FORWARD = {"linear_row_loss"}  # no backward op: the forward returns the gradients
 HEADER = ("Shapes", "Algorithm", "Cost", "Numerics")  # after the line that says what is computed
 GOOD_FILE, MAX_FILE, MAX_FUNCTION, MAX_CONSTEXPR = 300, 400, 50, 6
@@ -34,7 +34,7 @@ def sources(*patterns: str) -> list[Path]:
 PYTHON = sources("python/**/*.py", "triton_kernels/*.py", "bench/**/*.py", "tests/*.py", "examples/*.py", "setup.py")
 CPP = sources("csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu", "csrc/**/*.cuh")
 KERNELS = sources("csrc/cpu/*.cpp", "csrc/cuda/*.cu", "triton_kernels/*.py")
-KERNELS = [p for p in KERNELS if p.name not in ("__init__.py", "common.py")]
+KERNELS = [p for p in KERNELS if p.name not in ("__init__.py", "common.py", "distance_metrics.py")]
 FAMILIES = [p.stem for p in sources("python/nearlinear/reference/*.py") if p.stem != "__init__"]
 KERNELS = sources("csrc/cpu/*.cpp", "csrc/cuda/*.cu", *(f"triton_kernels/{family}*.py" for family in FAMILIES))
 

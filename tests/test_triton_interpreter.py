@@ -48,3 +48,11 @@ PARTS = (("cross_entropy", "cross_entropy_accuracy"), ("cross_entropy_shards", "
 def test_battery_in_the_interpreter(parts: tuple[str, ...]) -> None:
     files = [str(HERE / f"test_{part}.py") for part in parts]
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", BATTERY, *files)) > 50
+
+
+def test_distances_in_the_interpreter() -> None:
+    """Two tiles of each kind in the first run; the second runs what the CPU kernels must pass, where a small case is enough."""
+    assert passed(interpreted(str(HERE / "triton_distance.py"))) > 100
+    files = [str(HERE / f"test_distance{part}.py") for part in ("", "_tile")]
+    chosen = "error_budget and float32 and not blocks or tile_layouts and float32 or edges or messages"
+    assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", chosen, *files)) > 80

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import triton
 import triton.language as tl
-from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, kl_logit, sface
+from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, distance, kl_logit, sface
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -47,6 +47,12 @@ LAYOUTS = {
     "V10": (4096, 10), "V50": (4096, 50), "V1000": (4096, 1000), "V32000": (4096, 32000), "P65536": (8, 19, 65536), "P50": (8, 19, 50),
 }  # fmt: skip
 MAPS: dict[str, list[float]] = {"identity": [], "scale": [0.5], "soft_cap": [30.0], "power": [8.0, 1e-4], "arcosh": [1.0]}
+# what the launcher makes kernels of: Minkowski's fast powers and any other
+METRICS: dict[str, tuple[str, list[float]]] = {
+    "manhattan": ("manhattan", []), "chebyshev": ("chebyshev", []), "smooth_chebyshev": ("smooth_chebyshev", [10.0]),
+    **{f"minkowski_{p}": ("minkowski", [p]) for p in (1.5, 2.0, 3.0, 2.7)},
+    **{name: (name, [1e-3]) for name in ("canberra", "bray_curtis", "bray_curtis_abs")},
+}  # fmt: skip
 
 
 class Driver:
@@ -143,6 +149,13 @@ def call(op: str, shape: tuple[int, ...], dtype: torch.dtype, logit_map: str, fu
         cross_entropy_soft.soft_logit_stats_backward(row, row, input, input, weight, row, row, row, 0.1, *options, full)
 
 
+def call_distance(name: str, dtype: torch.dtype) -> None:
+    """Forward, then backward for both sides, on meta tensors; a metric whose slopes depend on the pair reduces the pairs anew between."""
+    x, w, tile = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((512, 768), (1000, 768), (512, 1000)))
+    distance.distance_tile(x, w, *METRICS[name], tile)
+    distance.distance_tile_backward(x, w, tile, x, w, *METRICS[name], True, True)
+
+
 def compiled(kernel: Any) -> dict[str, Any]:
     wide = bool(re.search(r"ld\.global\S*\.v4\.", kernel.asm["ptx"]))
     narrow = narrow_products(kernel.asm["ttir"])
@@ -156,7 +169,7 @@ def main(capability: int, report: Callable[[str], None]) -> None:
     def compile_only(kernel: Any, programs: int, input: Any, arguments: Any, num_warps: int, **constants: Any) -> None:
         kernels.append(kernel.warmup(*arguments, grid=(programs,), num_warps=num_warps, num_stages=1, enable_fp_fusion=True, **constants))
 
-    cross_entropy.launch = cross_entropy_soft.launch = kl_logit.launch = sface.launch = compile_only
+    cross_entropy.launch = cross_entropy_soft.launch = kl_logit.launch = sface.launch = distance.launch = compile_only
     for op in OPS:
         for name, shape in LAYOUTS.items():
             for dtype in DTYPES:
@@ -164,6 +177,14 @@ def main(capability: int, report: Callable[[str], None]) -> None:
                     call(op, shape, dtype, logit_map, full)
                     key = f"{op} {str(dtype).removeprefix('torch.')} {name} {logit_map} {variant} sm_{capability}"
                     report(json.dumps({"key": key, **compiled(kernels.pop())}))
+    for name in METRICS:
+        for dtype in (torch.float32, torch.float64):
+            call_distance(name, dtype)
+            passes = ("forward", *(["pairs"] if len(kernels) == 4 else []), "d_input", "d_other")
+            for part, kernel in zip(passes, kernels, strict=True):
+                key = f"distance_tile {str(dtype).removeprefix('torch.')} {name} {part} sm_{capability}"
+                report(json.dumps({"key": key, **compiled(kernel)}))
+            kernels.clear()
     planted = planted_kernel.warmup(torch.empty(1, device="meta"), 100, 12, 3, grid=(1,), BV=16)
     report(json.dumps({"key": "planted", **compiled(planted)}))
 

@@ -9,6 +9,7 @@ import torch  # noqa: F401  the compiled module needs torch's libraries in the p
 from . import (
     _C,  # noqa: F401  registers the ops
     _gpu,  # noqa: F401  registers the GPU implementations
+    distances,
     logit_maps,
     reference,
     row_losses,
@@ -32,6 +33,8 @@ from .cross_entropy import (
     poly_loss,
     truncated_gce_loss,
 )  # fmt: skip
+from .distance import DistanceMatrix, distance_matrix
+from .distances import BrayCurtis, Canberra, Chebyshev, Manhattan, Minkowski, SmoothChebyshev
 from .heads import (
     ArcFaceLoss,
     CosFaceLoss,
@@ -52,6 +55,7 @@ from .linear_kl_logit import LinearKLLogitLoss, linear_kl_logit_loss
 from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
 from .ops import cross_entropy as _cross_entropy_ops  # noqa: F401  fakes and derivatives
+from .ops import distance as _distance_ops  # noqa: F401  fakes and derivatives
 from .ops import kl_logit as _kl_logit_ops  # noqa: F401  fakes and derivatives
 from .ops import linear_cross_entropy as _linear_cross_entropy_ops  # noqa: F401  fakes, derivatives, walks
 from .ops import linear_kl_logit as _linear_kl_logit_ops  # noqa: F401  fakes, derivatives, walks
@@ -64,11 +68,15 @@ __all__ = [
     "GCE",
     "MAE",
     "ArcFaceLoss",
+    "BrayCurtis",
+    "Canberra",
+    "Chebyshev",
     "CompSum",
     "CompSumLoss",
     "CosFaceLoss",
     "CrossEntropy",
     "CrossEntropyLoss",
+    "DistanceMatrix",
     "ElasticArcFaceLoss",
     "ElasticCosFaceLoss",
     "Floored",
@@ -80,12 +88,15 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "LinearKLLogitLoss",
     "MAELoss",
+    "Manhattan",
+    "Minkowski",
     "NearlinearWarning",
     "Plan",
     "Poly1",
     "PolyLoss",
     "SFaceLoss",
     "Scale",
+    "SmoothChebyshev",
     "SoftCap",
     "SumExponential",
     "SymmetricCE",
@@ -99,6 +110,8 @@ __all__ = [
     "cross_entropy",
     "dataset_equity_weight",
     "density_weights",
+    "distance_matrix",
+    "distances",
     "elastic_arcface_loss",
     "elastic_cosface_loss",
     "focal_loss",

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["CosineDistance", "HyperbolicExcess", "Normalised", "Plain", "SquaredDistance"]
+from .distances import DistanceMetric
+
+__all__ = ["Coordinates", "CosineDistance", "HyperbolicExcess", "Normalised", "Plain", "SquaredDistance"]
 
 _SMALLEST_NORM = 1e-12
 
@@ -22,6 +24,7 @@ class Plain:
 
     identity = True
     extra = 0  # columns that the embedding adds
+    metric: DistanceMetric | None = None  # what stands in the product's place
 
     def rows(self, x: Tensor) -> Tensor:
         return x
@@ -37,6 +40,14 @@ class Plain:
 
     def pair(self, x: Tensor, w: Tensor) -> Tensor | None:
         return None
+
+
+@dataclass(frozen=True)
+class Coordinates(Plain):
+    """``dist(x, w)`` of a metric that needs every coordinate of every pair: no product gives it, a tile of its own kernel does."""
+
+    metric: DistanceMetric | None
+    identity = False
 
 
 class Normalised(Plain):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from . import _checks
+from .distances import DistanceMetric
 from .linear_cross_entropy import linear_cross_entropy
 from .row_losses import RowLoss
-from .score_maps import ArcMargin, CosineHarmonic, CosMargin, Harmonic, ScoreMap
+from .score_maps import ArcMargin, CosineHarmonic, CosMargin, Harmonic, MetricHarmonic, ScoreMap
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -125,7 +126,7 @@ def harmonic_loss(
     target: Tensor,
     *,
     exponent: float,
-    metric: str = "euclidean",
+    metric: str | DistanceMetric = "euclidean",
     eps: float = 1e-4,
     transform: Tensor | None = None,
     **options: Unpack[Options],
@@ -134,21 +135,25 @@ def harmonic_loss(
 
     ``d_j`` is a distance between the feature and class vector j: ``"euclidean"`` the squared distance, ``"cosine"`` 1 - cos,
     ``"mahalanobis"`` the squared distance after both sides are multiplied by ``transform`` (D, K), whose product with its own transpose is
-    the matrix M; differentiable. Published variants: GPT-2 uses the euclidean metric with exponent n = D and the row loss
-    :class:`~nearlinear.row_losses.Floored`; dividing by the row's smallest distance, as public code does, cancels in the softmax.
+    the matrix M; differentiable; or a record of :mod:`nearlinear.distances` (Manhattan, Minkowski, Chebyshev, Canberra, Bray-Curtis),
+    whose tiles come from a kernel of their own in O(N V D) scalar steps, no (N, V) tensor stored either. Published variants: GPT-2 uses
+    the euclidean metric with exponent n = D and the row loss :class:`~nearlinear.row_losses.Floored`; dividing by the row's smallest
+    distance, as public code does, cancels in the softmax.
 
     Distances are computed in float32 under autocast too: one bfloat16 product moves these logits by units. Otherwise as
     :func:`linear_cross_entropy`.
     """
     function = "harmonic_loss"
-    _checks.require(metric in _METRICS, ValueError, function, f"metric must be one of {sorted(_METRICS)}, got {metric!r}")
+    one_of = f"metric must be a DistanceMetric or one of {sorted(_METRICS)}, got {metric!r}"
+    _checks.require(isinstance(metric, DistanceMetric) or metric in _METRICS, ValueError, function, one_of)
     needs = "a tensor (D, K) with metric='mahalanobis', None with others"
     _checks.require((transform is not None) == (metric == "mahalanobis"), ValueError, function, f"transform must be {needs}")
     if transform is not None:
         with torch.autocast(input.device.type, enabled=False):
             wide = torch.promote_types(input.dtype, torch.float32)
             input, linear_weight = (t.to(wide) @ transform.to(wide) for t in (input, linear_weight))
-    return linear_cross_entropy(input, linear_weight, target, logit_map=_METRICS[metric](exponent, eps), **options)
+    by_metric = MetricHarmonic(exponent, metric, eps) if isinstance(metric, DistanceMetric) else _METRICS[metric](exponent, eps)
+    return linear_cross_entropy(input, linear_weight, target, logit_map=by_metric, **options)
 
 
 _METRICS: dict[str, Any] = {"euclidean": Harmonic, "mahalanobis": Harmonic, "cosine": CosineHarmonic}

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .distances import DistanceMetric
 from .linear_plan import Plan, plan
 from .ops._register import stats_dtype
 from .score_maps import ScoreMap
@@ -179,7 +180,10 @@ class _Walker:
         head = self.head
         w, embedded = self.classes(begin, end)
         tile = self.buffer[: len(self.rows) * (end - begin)].view(len(self.rows), end - begin)
-        if head.on_half:
+        metric = head.embedding.metric
+        if metric is not None:
+            torch.ops.nearlinear.distance_tile(self.rows, embedded, metric.name, metric.params, tile)
+        elif head.on_half:
             torch.mm(self.rows, embedded.t(), out_dtype=head.wide, out=tile)
         else:
             torch.mm(self.rows, embedded.t(), out=tile)
@@ -243,6 +247,8 @@ class _Walker:
         w, embedded = self.classes(begin, end)
         if out.d_bias.numel():
             self.add(out.d_bias[begin:end], tile.sum(0))
+        if head.embedding.metric is not None:
+            return self.accumulate_distances(head.embedding.metric, tile, w, out.d_weight[begin:end], d_rows)
         left = tile.to(head.input.dtype) if head.on_half else tile
         if out.d_input.numel():
             # straight into the result where the product is the whole gradient
@@ -258,6 +264,17 @@ class _Walker:
             else:
                 self.add(block, head.embedding.classes_vjp(w, product(left.t(), self.rows, head.wide)))
         return d_rows
+
+    def accumulate_distances(self, metric: DistanceMetric, tile: Tensor, w: Tensor, block: Tensor, d_rows: Tensor | None) -> Tensor | None:
+        wants_rows, wants_classes = bool(self.gradients.d_input.numel()), bool(self.gradients.d_weight.numel())
+        into = d_rows if d_rows is not None else torch.zeros_like(self.rows)
+        d_classes = torch.zeros_like(w) if wants_classes else w.new_empty(0, w.shape[1])
+        torch.ops.nearlinear.distance_tile_backward(
+            into, d_classes, tile, self.rows, w, metric.name, metric.params, wants_rows, wants_classes
+        )  # fmt: skip
+        if wants_classes:
+            self.add(block, d_classes)
+        return into if wants_rows else None
 
     def add(self, into: Tensor, part: Tensor) -> None:
         if self.first:

@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .embeddings import CosineDistance, HyperbolicExcess, Normalised, Plain, SquaredDistance
+from .distances import DISTANCES, DistanceMetric
+from .embeddings import Coordinates, CosineDistance, HyperbolicExcess, Normalised, Plain, SquaredDistance
 from .logit_maps import LOGIT_MAPS, Arcosh, LogitMap, Power, Scale
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
     "Cosine",
     "CosineHarmonic",
     "Dot",
-    "Harmonic",
+    "Harmonic", "MetricHarmonic",
     "Poincare",
     "ScoreMap",
     "StudentT",
@@ -65,7 +66,12 @@ class ScoreMap:
 
     def __call__(self, x: Tensor, w: Tensor) -> Tensor:
         """Logits [N, V] of features [N, D] and class vectors [V, D], without margins."""
-        return self.elementwise(self.embedding.rows(x) @ self.embedding.classes(w).T)
+        return self.elementwise(self.product(x, w))
+
+    def product(self, x: Tensor, w: Tensor) -> Tensor:
+        """What the elementwise map is applied to, [N, V]."""
+        embedding = self.embedding
+        return embedding.rows(x) @ embedding.classes(w).T if embedding.metric is None else embedding.metric(x, w)
 
     def formula(self, x: Tensor, w: Tensor) -> Tensor:
         raise NotImplementedError
@@ -153,6 +159,36 @@ class Harmonic(ScoreMap):
 
     def formula(self, x: Tensor, w: Tensor) -> Tensor:
         return torch.log(((x.unsqueeze(1) - w) ** 2).sum(-1).add(self.eps) ** -self.exponent)
+
+
+@dataclass(frozen=True)
+class MetricHarmonic(ScoreMap):
+    """``z = -exponent * log(dist(x, w) + eps)``, dist a record of :mod:`nearlinear.distances`: Manhattan, Canberra and the like."""
+
+    exponent: float
+    metric: DistanceMetric
+    eps: float = 1e-4
+    name: ClassVar[str] = "metric_harmonic"
+    source: ClassVar[str] = "Miller-Golub et al. 2026, arXiv:2603.10225"
+
+    @property
+    def map_name(self) -> str:
+        return f"{self.name}:{self.metric.name}"
+
+    @property
+    def params(self) -> list[float]:
+        return [self.exponent, self.eps, *self.metric.params]
+
+    @property
+    def embedding(self) -> Plain:
+        return Coordinates(self.metric)
+
+    @property
+    def elementwise(self) -> LogitMap:
+        return Power(self.exponent, self.eps)
+
+    def formula(self, x: Tensor, w: Tensor) -> Tensor:
+        return torch.log((self.metric(x, w) + self.eps) ** -self.exponent)
 
 
 @dataclass(frozen=True)
@@ -278,4 +314,8 @@ def get_score_map(name: str, params: list[float]) -> ScoreMap:
     """The record of that name; an elementwise map's name gives the plain head under it."""
     if name in SCORE_MAPS:
         return SCORE_MAPS[name](*params)
+    kind, _, metric = name.partition(":")
+    if kind == MetricHarmonic.name:
+        exponent, eps, *metric_params = params
+        return MetricHarmonic(exponent, DISTANCES[metric](*metric_params), eps)
     return Dot(LOGIT_MAPS[name](*params))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import implementations
 from .reference import cross_entropy as reference
+from .reference import distance as distance_reference
 from .reference import kl_logit as kl_reference
 from .reference import linear_cross_entropy as linear_reference
 from .reference import linear_kl_logit as linear_kl_reference
@@ -27,6 +28,7 @@ class SelfTest:
     leaves: Callable[[], list[Tensor]]
     ours: Callable[..., Sequence[Tensor]]
     definition: Callable[..., Sequence[Tensor]]
+    differentiable: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,20 @@ def _check(found: implementations.Implementation, device: str) -> Outcome:
     test = SELF_TESTS[found.op]
     leaves = test.leaves()
     try:
-        values, gradients = _evaluate(test.ours, [leaf.to(device) for leaf in leaves])
+        values, gradients = _evaluate(test, test.ours, [leaf.to(device) for leaf in leaves])
     except Exception as error:  # the report must name the op that fails, whatever it raises
         return Outcome(found.op, device, None, None, False, f"{type(error).__name__}: {str(error).splitlines()[0]}")
-    true_values, true_gradients = _evaluate(test.definition, [leaf.double() if leaf.is_floating_point() else leaf for leaf in leaves])
+    wide = [leaf.double() if leaf.is_floating_point() else leaf for leaf in leaves]
+    true_values, true_gradients = _evaluate(test, test.definition, wide)
     value = _error(values, true_values)
     gradient = _error(gradients, true_gradients) if true_gradients else None
     ok = value <= TOLERANCE and (gradient is None or gradient <= TOLERANCE)
     return Outcome(found.op, device, value, gradient, ok, "" if ok else f"relative error above {TOLERANCE}")
 
 
-def _evaluate(function: Callable[..., Sequence[Tensor]], leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _evaluate(test: SelfTest, function: Callable[..., Sequence[Tensor]], leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs, and gradients of a fixed combination of them with respect to the floating leaves."""
-    leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+    leaves = [leaf.detach().requires_grad_(test.differentiable and leaf.is_floating_point()) for leaf in leaves]
     outputs = list(function(*leaves))
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     total = sum(((output * _wave(output)).sum() for output in outputs), outputs[0].new_zeros(()))
@@ -281,6 +284,51 @@ def _two_logits() -> list[Tensor]:
     return [_logits(), 2 * _wave(torch.empty(_ROWS, _CLASSES), 1.7)]
 
 
+_METRIC: tuple[str, list[float]] = ("minkowski", [1.5])
+
+
+def _vectors() -> list[Tensor]:
+    return [_wave(torch.empty(1, _ROWS, _CLASSES)), _wave(torch.empty(1, _ROWS + 2, _CLASSES), 2.0)]
+
+
+def _tile() -> list[Tensor]:
+    return [vectors[0] for vectors in _vectors()]
+
+
+def _distances(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
+    return lambda input, other: [function(input, other, *_METRIC)]
+
+
+def _distances_backward(input: Tensor, other: Tensor) -> Sequence[Tensor]:
+    grad = _wave(input.new_empty(1, _ROWS, _ROWS + 2)).detach()
+    return list(_ops.pair_distances_backward(grad, input, other, *_METRIC, True, True))
+
+
+def _distances_gradient(input: Tensor, other: Tensor) -> Sequence[Tensor]:
+    distances = distance_reference.pair_distances(input, other, *_METRIC)
+    return torch.autograd.grad(distances, (input, other), _wave(distances).detach(), create_graph=True)
+
+
+def _written(function: Callable[..., None]) -> Callable[..., Sequence[Tensor]]:
+    def outputs(input: Tensor, other: Tensor) -> Sequence[Tensor]:
+        out = input.new_empty(_ROWS, _ROWS + 2)
+        function(input, other, *_METRIC, out)
+        return [out]
+
+    return outputs
+
+
+def _added(input: Tensor, other: Tensor) -> Sequence[Tensor]:
+    gradients = [torch.ones_like(input), torch.ones_like(other)]
+    _ops.distance_tile_backward(*gradients, _wave(input.new_empty(_ROWS, _ROWS + 2)), input, other, *_METRIC, True, True)
+    return gradients
+
+
+def _added_gradient(input: Tensor, other: Tensor) -> Sequence[Tensor]:
+    leaves = [leaf.clone().requires_grad_() for leaf in (input[None], other[None])]
+    return [1 + gradient[0].detach() for gradient in _distances_gradient(*leaves)]
+
+
 SELF_TESTS: dict[str, SelfTest] = {
     "logit_stats": SelfTest(lambda: [_logits()], _logit_stats(_ops.logit_stats), _logit_stats(reference.logit_stats)),
     "logit_stats_backward": SelfTest(lambda: [_logits()], _logit_stats_backward, _logit_stats_gradient),
@@ -306,4 +354,8 @@ SELF_TESTS: dict[str, SelfTest] = {
     ),
     "two_logit_stats": SelfTest(_two_logits, _two_stats(_ops.two_logit_stats), _two_stats(kl_reference.two_logit_stats)),
     "two_logit_stats_backward": SelfTest(_two_logits, _two_stats_backward, _two_stats_gradient),
+    "pair_distances": SelfTest(_vectors, _distances(_ops.pair_distances), _distances(distance_reference.pair_distances)),
+    "pair_distances_backward": SelfTest(_vectors, _distances_backward, _distances_gradient),
+    "distance_tile": SelfTest(_tile, _written(_ops.distance_tile), _written(distance_reference.distance_tile), differentiable=False),
+    "distance_tile_backward": SelfTest(_tile, _added, _added_gradient, differentiable=False),
 }

@@ -25,7 +25,7 @@ def scores(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, margin: Tensor | None, score_map: ScoreMap
 ) -> Tensor:
     """Products [N, V] before the elementwise map; a label outside [0, V) has no margin."""
-    product = score_map.embedding.rows(input) @ score_map.embedding.classes(linear_weight).T
+    product = score_map.product(input, linear_weight)
     if linear_bias is not None:
         product = product + linear_bias
     here = (target >= 0) & (target < product.shape[1])
