@@ -34,7 +34,7 @@ def sources(*patterns: str) -> list[Path]:
 PYTHON = sources("python/**/*.py", "triton_kernels/*.py", "bench/**/*.py", "tests/*.py", "examples/*.py", "setup.py")
 CPP = sources("csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu", "csrc/**/*.cuh")
 KERNELS = sources("csrc/cpu/*.cpp", "csrc/cuda/*.cu", "triton_kernels/*.py")
-KERNELS = [p for p in KERNELS if p.name not in ("__init__.py", "common.py", "distance_metrics.py")]
+KERNELS = [p for p in KERNELS if p.name not in ("__init__.py", "common.py", "distance_metrics.py")]  # parts of kernels
 FAMILIES = [p.stem for p in sources("python/nearlinear/reference/*.py") if p.stem != "__init__"]
 KERNELS = sources("csrc/cpu/*.cpp", "csrc/cuda/*.cu", *(f"triton_kernels/{family}*.py" for family in FAMILIES))
 
