@@ -89,7 +89,7 @@ class Job:
         peaks = {
             (impl.name, which): self._guard(impl, partial(measure.peak_mb, calls[impl.name, which], self.device)) for impl, which in runners
         }
-        facts = self._timings(impls, calls, prepare, effort, inputs[0].nbytes, gemm)
+        facts = self._timings(impls, calls, prepare, effort, inputs, gemm)
         hosts = {(impl.name, which): self._host(impl, which) for impl, which in runners}
         rows = [self.row(name, "floor", **found) for (name, which), found in facts.items() if which == "floor"]
         for impl, which in runners:
@@ -167,32 +167,46 @@ class Job:
         calls: Mapping[tuple[str, str], measure.Call],
         prepare: Mapping[tuple[str, str], measure.Call],
         effort: Effort,
-        nbytes: int,
+        inputs: tuple[Tensor, ...],
         gemm: Callable[[torch.dtype], float],
     ) -> dict[tuple[str, str], Row]:
-        floors = roofline.floors(nbytes, self.device)
+        floors = roofline.floors(max(t.nbytes for t in inputs), self.device)
+        products = self._products(inputs, gemm)
         facts: dict[tuple[str, str], Row] = {}
         for which in PASSES:
             alive = {(i.name, which): calls[i.name, which] for i in impls if i.status == "ok"}
-            together = {**alive, **{(name, "floor"): call for name, (call, _) in floors.items()}}
-            for call, _ in floors.values():
+            limits = {name: call for name, (call, _) in floors.items()} | {f"products {p}": c for p, c in products.items() if p == which}
+            for call in limits.values():
                 call()
+            together = {**alive, **{(name, "floor"): call for name, call in limits.items()}}
             laps = measure.interleave(together, self.device, seconds=effort.seconds, rounds=effort.rounds, prepare=prepare)
             found = {key: _summary(values) for key, values in laps.items()}
             for name, (_, moved) in floors.items():
                 found[name, "floor"].update(bytes=moved, gbs=_gbs(moved, found[name, "floor"]))
             # the strictest limit at hand: the fastest of the floors whose traffic is of the pass's kind
             peak = max(found[name, "floor"]["gbs"] for name in (("read", "copy_warm") if which == "fwd" else ("copy_warm", "copy_fresh")))
+            flops = self.case.flops(self.sizes)[which]
+            if which in products:
+                alone = found[f"products {which}", "floor"]
+                alone.update(flops=flops, tflops=flops / (alone["ms"]["p50"] * 1e9))
+            tflops = alone["tflops"] if which in products else gemm(self.dtype) if flops else 0.0
             for key in alive:
-                found[key].update(self._rates(which, found[key], peak, gemm))
+                found[key].update(self._rates(which, found[key], peak, tflops))
             facts.update(found)
         return facts
 
-    def _rates(self, which: str, found: Row, peak_gbs: float, gemm: Callable[[torch.dtype], float]) -> Row:
+    def _products(self, inputs: tuple[Tensor, ...], gemm: Callable[[torch.dtype], float]) -> Mapping[str, Callable[[], object]]:
+        """The case's matrix products alone, in the faster of its dtype and float32: a CPU may have no 16-bit products."""
+        if self.case.products is None:
+            return {}
+        fastest = max((self.dtype, torch.float32), key=gemm)
+        return self.case.products(tuple(t.to(fastest) if t.is_floating_point() else t for t in inputs))
+
+    def _rates(self, which: str, found: Row, peak_gbs: float, gemm_tflops: float) -> Row:
         bytes_, moved = (count(self.sizes, self.dtype.itemsize)[which] for count in (self.case.bytes, self.case.moved))
         flops = self.case.flops(self.sizes)[which]
         ms = found["ms"]["p50"]
-        limit_ms = max(bytes_ / (peak_gbs * 1e6), flops / (gemm(self.dtype) * 1e9) if flops else 0.0)
+        limit_ms = max(bytes_ / (peak_gbs * 1e6), flops / (gemm_tflops * 1e9) if flops else 0.0)
         return {
             "bytes": bytes_, "bytes_moved": moved, "flops": flops, "gbs": bytes_ / (ms * 1e6),
             "tflops": flops / (ms * 1e9) if flops else None, "pct_roof": 100 * limit_ms / ms,

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Case:
 
     ``bytes(sizes, itemsize)`` is the floor per pass: what any implementation must read and write. ``moved`` is what ours reads and writes
     by design (the number of the kernel header). ``flops`` counts matrix products only: everything else is limited by bytes.
+    ``products(inputs)`` runs those products alone, per pass; their time is then the limit, not that of a square product.
     """
 
     family: str
@@ -52,6 +54,7 @@ class Case:
     bytes: Bytes
     moved: Bytes
     flops: Callable[[Sizes], Mapping[str, int]] = lambda sizes: dict.fromkeys(PASSES, 0)
+    products: Callable[[tuple[Tensor, ...]], Mapping[str, Callable[[], object]]] | None = None
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
     error_rows: Mapping[str, int] = field(default_factory=dict)  # sizes are cut to these for the comparison with float64
 
@@ -68,7 +71,7 @@ def register(case: Case) -> Case:
 
 
 def load(ops: Sequence[str] = ()) -> list[Case]:
-    """Registered cases of the given ops (all if none is given), in order of importance."""
+    """Registered cases of the given ops (all if none is given), in order of importance: the first of each op, then the second."""
     from . import cases
 
     for module in pkgutil.iter_modules(cases.__path__):
@@ -77,4 +80,6 @@ def load(ops: Sequence[str] = ()) -> list[Case]:
     unknown = sorted(set(ops) - known)
     if unknown:
         raise ValueError(f"bench: op must be one of {sorted(known)}, got {', '.join(unknown)}")
-    return [case for (op, _), case in CASES.items() if not ops or op in ops]
+    wanted = [case for (op, _), case in CASES.items() if not ops or op in ops]
+    by_op = [[case for case in wanted if case.op == op] for op in dict.fromkeys(case.op for case in wanted)]
+    return [case for rank in zip_longest(*by_op) for case in rank if case is not None]

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sizes", action="append", default=[], metavar="SIZES", help="published (default), sweep, or e.g. N=4096,V=50257; may be repeated")
     add("--dtype", action="append", default=[], choices=DTYPES, help="may be repeated (default: those of the case)")
     add("--baselines", metavar="A,B", help="comma-separated, e.g. eager,compiled; 'none' for ours alone (default: all)")
-    add("--threads", type=int, help="CPU threads (default: torch's)")
+    add("--threads", type=int, help="CPU threads (default: torch's; 1 in a smoke run)")
     add("--seconds", type=float, default=10.0, help="timed seconds per case and pass, after at least 5 rounds (default: %(default)s)")
     add("--deadline", type=float, metavar="S", help="start no further case after S seconds; what is left is recorded as timed out")
     add("--smoke", action="store_true", help="tiny sizes, three rounds: proves that everything runs, the times mean nothing")
@@ -86,8 +86,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def run_cases(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the selected jobs and returns the document (schema 1); the file, if any, is complete after every job."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    if arguments.threads or arguments.smoke:
+        torch.set_num_threads(arguments.threads or 1)  # at tiny sizes a second thread is waited for, not used
     device = torch.device(arguments.device)
     document = _head(arguments, device)
     jobs = _jobs(arguments, device)

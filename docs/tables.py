@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
 
 import coverage
 from nearlinear.row_losses import ROW_LOSSES
+from nearlinear.score_maps import SCORE_MAPS
 
 DOCS = Path(__file__).resolve().parent
 
@@ -16,9 +18,23 @@ def row_losses() -> str:
     """One line per record: name, record with its defaults, formula and range (first paragraph of its docstring), source."""
     lines = ["| `row_loss=` | record | loss | source |", "|---|---|---|---|"]
     for name, record in ROW_LOSSES.items():
-        formula = " ".join((inspect.getdoc(record) or "").split("\n\n")[0].split()).replace("``", "`")
-        lines.append(f'| `"{name}"` | `{record()!r}` | {formula} | {record.source} |')
+        lines.append(f'| `"{name}"` | `{record()!r}` | {summary(record)} | {record.source} |')
     return "\n".join(lines)
+
+
+def score_maps() -> str:
+    """One line per record: its fields and defaults, formula, whether it takes ``margin=``, source."""
+    lines = ["| record | logit | `margin=` | source |", "|---|---|---|---|"]
+    for record in SCORE_MAPS.values():
+        fields = (f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in dataclasses.fields(record))
+        margin = "yes" if record.takes_margin else ""
+        lines.append(f"| `{record.__name__}({', '.join(fields)})` | {summary(record)} | {margin} | {record.source} |")
+    return "\n".join(lines)
+
+
+def summary(record: type) -> str:
+    """First paragraph of a docstring as a cell of a table."""
+    return " ".join((inspect.getdoc(record) or "").split("\n\n")[0].split()).replace("``", "`").replace("|", r"\|")
 
 
 def papers() -> str:
@@ -52,8 +68,11 @@ def between(text: str, name: str, content: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
-    family = DOCS / "cross_entropy.md"
-    return {DOCS / "coverage.md": papers(), family: between(family.read_text(), "row_losses", row_losses())}
+    found = {DOCS / "coverage.md": papers()}
+    for page, table in (("cross_entropy", row_losses), ("linear_cross_entropy", score_maps)):
+        path = DOCS / f"{page}.md"
+        found[path] = between(path.read_text(), table.__name__, table())
+    return found
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""A token-level language model of Python's own standard library, trained twice from the same seed: with ``F.cross_entropy`` and with
-``nearlinear.cross_entropy``. Prints both loss curves (they must agree within float32 noise), the time and the memory of each, and writes
-a plot.
+"""A token-level language model of Python's own standard library, trained three times from the same seed: with ``F.cross_entropy``, with
+``nearlinear.cross_entropy``, and with ``nearlinear.linear_cross_entropy``, which takes the output layer instead of its logits. Prints the
+loss curves (they must agree within float32 noise), the time and the memory of each, and writes a plot.
 
     python examples/language_model.py                  # about 1.1 million tokens, 22,000 classes; minutes on two cores
     python examples/language_model.py --quick          # seconds: shows that it runs, measures nothing
 
-The two models live in two processes and train in lockstep, one step of one, then one step of the other, in alternating order: a busy
-machine slows both alike, and the peak memory of each process is its own.
+Each model lives in a process of its own and they train in lockstep, one step of each in turn, in alternating order: a busy machine slows
+all alike, and the peak memory of each process is its own.
 """
 
 from __future__ import annotations
@@ -29,12 +29,18 @@ import torch.nn.functional as F
 from nearlinear.progress import progress
 from torch import Tensor, nn
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"eager": F.cross_entropy, "nearlinear": nearlinear.cross_entropy}
+Loss = Callable[[Tensor, nn.Linear, Tensor], Tensor]  # features, output layer, targets
+LOSSES: dict[str, Loss] = {
+    "eager": lambda features, head, targets: F.cross_entropy(head(features), targets),
+    "nearlinear": lambda features, head, targets: nearlinear.cross_entropy(head(features), targets),
+    "fused head": lambda features, head, targets: nearlinear.linear_cross_entropy(features, head.weight, targets, linear_bias=head.bias),
+}
+LABELS = {"eager": "F.cross_entropy", "nearlinear": "nearlinear.cross_entropy", "fused head": "nearlinear.linear_cross_entropy"}
 # other people's code, tests, tables, applications, and what newer Pythons no longer ship
 SKIPPED_FOLDERS = {"site-packages", "test", "tests", "encodings", "pydoc_data", "idlelib", "turtledemo", "distutils", "lib2to3"}
 LAYOUT = {tokenize.NEWLINE: "<newline>", tokenize.INDENT: "<indent>", tokenize.DEDENT: "<dedent>"}
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER}
-# The two runs may differ by this fraction of the loss. The same sums in another order, fed back through every optimiser step, were seen to
+# The runs may differ by this fraction of the loss. The same sums in another order, fed back through every optimiser step, were seen to
 # give 2e-7; a gradient of the target logits 1 % too small gives 5e-4, a label smoothing of 0.001 in the gradient alone 7e-5.
 CURVE_TOLERANCE = 1e-5
 
@@ -69,12 +75,11 @@ class LanguageModel(nn.Module):
 
     def __init__(self, num_classes: int, context: int, width: int = 64) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Embedding(num_classes, width), nn.Flatten(), nn.Linear(context * width, width), nn.Tanh(), nn.Linear(width, num_classes)
-        )
+        self.features = nn.Sequential(nn.Embedding(num_classes, width), nn.Flatten(), nn.Linear(context * width, width), nn.Tanh())
+        self.head = nn.Linear(width, num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.layers(tokens)
+        return self.head(self.features(tokens))
 
 
 def batches(ids: Tensor, rows: int, context: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,33 +103,44 @@ def train(connection: Connection, name: str, ids: Tensor, num_classes: int, opti
     loss_function = LOSSES[name]
     model = LanguageModel(num_classes, options.context)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
-    loss_function(torch.zeros(2, num_classes), torch.zeros(2, dtype=torch.long))  # first-call costs belong to no step
+    loss_function(
+        torch.zeros(2, model.head.in_features), model.head, torch.zeros(2, dtype=torch.long)
+    )  # first-call costs belong to no step
     held_out = len(ids) // 20
     training, held = ids[:-held_out], ids[-held_out:]
     data = batches(training, options.batch, options.context, options.seed)
+    marks: dict[str, list[float]] = {}
+
+    def watch(part: str, tensor: Tensor) -> None:
+        """From here until the gradient of ``tensor`` is complete lies this part of the step, with its backward, and nothing else."""
+        marks[part] = [time.perf_counter()]
+        tensor.register_hook(lambda gradient: marks[part].append(time.perf_counter()))
+
+    watching = model.head.register_forward_hook(lambda module, inputs, logits: watch("loss part", logits))  # the fused head has no logits
     before = peak_memory_mb()
     while connection.recv() == "step":
         tokens, targets = next(data)
         begin = time.perf_counter()
         optimizer.zero_grad()
-        logits = model(tokens)
-        marks = [time.perf_counter()]
-        # the hook runs when d loss / d logits is complete: between the marks lie the loss and its backward, nothing else
-        logits.register_hook(lambda gradient, marks=marks: marks.append(time.perf_counter()))
-        loss = loss_function(logits, targets)
+        features = model.features(tokens)
+        watch("head part", features)
+        loss = loss_function(features, model.head, targets)
         loss.backward()
         optimizer.step()
-        connection.send((loss.item(), time.perf_counter() - begin, marks[1] - marks[0]))
-        del logits, loss  # else two steps' logits would overlap in the next forward
+        parts = [marks[part][1] - marks[part][0] if part in marks else math.nan for part in ("head part", "loss part")]
+        connection.send((loss.item(), time.perf_counter() - begin, *parts))
+        del features, loss  # else two steps' graphs would overlap in the next forward
     peak = peak_memory_mb()
+    watching.remove()
     with torch.no_grad():
         windows = batches(held, options.batch, options.context, options.seed + 1)
-        scores = [loss_function(model(tokens), targets).item() for tokens, targets in (next(windows) for _ in range(4))]
+        pairs = [(model.features(tokens), targets) for tokens, targets in (next(windows) for _ in range(4))]
+        scores = [loss_function(features, model.head, targets).item() for features, targets in pairs]
     connection.send((statistics.mean(scores), peak, peak - before))
 
 
 def run(ids: Tensor, num_classes: int, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Both processes in lockstep. Per loss: losses, seconds per step, seconds in the loss; held-out loss, peak MB, MB above the start."""
+    """All processes in lockstep. Per loss: losses, seconds per step and in its parts; held-out loss, peak MB, MB above the start."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for name in LOSSES:
@@ -132,8 +148,8 @@ def run(ids: Tensor, num_classes: int, options: argparse.Namespace) -> dict[str,
         processes.append(context.Process(target=train, args=(far_end, name, ids, num_classes, options), daemon=True))
         processes[-1].start()
         far_end.close()  # so that a child that dies is an EOFError here, not a wait without end
-    results: dict[str, dict[str, list[float]]] = {name: {"loss": [], "step": [], "loss part": []} for name in LOSSES}
-    for step in progress(range(options.steps), desc="training, eager and nearlinear"):
+    results: dict[str, dict[str, list[float]]] = {name: {key: [] for key in ("loss", "step", "head part", "loss part")} for name in LOSSES}
+    for step in progress(range(options.steps), desc=f"training, {', '.join(LOSSES)}"):
         for name in list(LOSSES) if step % 2 else reversed(LOSSES):
             pipes[name].send("step")
             for values, value in zip(results[name].values(), pipes[name].recv(), strict=True):
@@ -152,47 +168,54 @@ def unigram_entropy(ids: Tensor) -> float:
     return float(-(p * p.log()).nan_to_num().sum())
 
 
-def figures(results: dict[str, dict[str, list[float]]], steps: int) -> list[tuple[str, float, float]]:
-    """(what, eager, nearlinear): medians without the first steps, which pay for page faults and thread pools."""
-    eager, ours = (results[name] for name in LOSSES)
+def figures(results: dict[str, dict[str, list[float]]], steps: int) -> list[tuple[str, list[float]]]:
+    """(what, its value per loss): medians without the first steps, which pay for page faults and thread pools; NaN where there is none."""
     warm = min(3, steps - 1)
-    times = [("training step, ms", "step"), ("its loss and backward, ms", "loss part")]
-    memory = [("memory above start, MB", "memory above start"), ("peak memory, MB", "peak memory")]
+    times = [("training step", "step"), ("output layer, loss, backward", "head part"), ("its loss and backward", "loss part")]
+    memory = [("memory above start", "memory above start"), ("peak memory", "peak memory")]
     return [
-        *((label, *(1e3 * statistics.median(r[key][warm:]) for r in (eager, ours))) for label, key in times),
-        *((label, eager[key][0], ours[key][0]) for label, key in memory),
+        *((f"{label}, ms", [1e3 * statistics.median(found[key][warm:]) for found in results.values()]) for label, key in times),
+        *((f"{label}, MB", [found[key][0] for found in results.values()]) for label, key in memory),
     ]
 
 
 def report(results: dict[str, dict[str, list[float]]], steps: int) -> float:
-    """Print curves and figures; the largest relative difference of the two curves."""
-    eager, ours = (results[name] for name in LOSSES)
-    print(f"\n{'step':>6} {'eager':>12} {'nearlinear':>12} {'difference':>12}")
+    """Print curves and figures; the largest relative difference of a curve from eager's."""
+    eager, *others = results.values()
+    print(f"\n{'step':>8}" + "".join(f"{name:>13}" for name in results))
     for step in sorted({*range(0, steps, max(1, steps // 12)), steps - 1}):
-        print(f"{step:>6} {eager['loss'][step]:>12.6f} {ours['loss'][step]:>12.6f} {ours['loss'][step] - eager['loss'][step]:>12.1e}")
-    print(f"{'held-out':>6} {eager['held-out loss'][0]:>10.6f} {ours['held-out loss'][0]:>12.6f}")
-    print(f"\n{'':28} {'eager':>10} {'nearlinear':>10} {'ratio':>8}")
-    for label, a, b in figures(results, steps):
-        print(f"{label:28} {a:>10.1f} {b:>10.1f} {a / b:>7.2f}x")
-    return max(abs(a - b) / a for a, b in zip(eager["loss"], ours["loss"], strict=True))
+        print(f"{step:>8}" + "".join(f"{found['loss'][step]:>13.6f}" for found in results.values()))
+    print(f"{'held-out':>8}" + "".join(f"{found['held-out loss'][0]:>13.6f}" for found in results.values()))
+    print(f"\n{'eager / other in brackets':32}" + "".join(f"{name:>18}" for name in results))
+    for label, values in figures(results, steps):
+        shown = ["-" if math.isnan(value) else f"{value:.1f} ({values[0] / value:.2f}x)" for value in values]
+        print(f"{label:32}" + "".join(f"{text:>18}" for text in shown))
+    return max(abs(a - b) / a for other in others for a, b in zip(eager["loss"], other["loss"], strict=True))
 
 
 def plot(results: dict[str, dict[str, list[float]]], steps: int, out: Path) -> None:
     from matplotlib.figure import Figure
 
-    eager, ours = (results[name] for name in LOSSES)
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
     curves, bars = figure.subplots(1, 2)
-    curves.plot(eager["loss"], color="#0072b2", linewidth=4, alpha=0.4, label="F.cross_entropy")
-    curves.plot(ours["loss"], color="black", linewidth=1, linestyle="--", label="nearlinear.cross_entropy")
+    styles = [("#0072b2", "-", 5.0), ("#e69f00", "--", 2.5), ("black", ":", 1.0)]  # equal curves stay visible
+    for (name, found), (color, line, width) in zip(results.items(), styles, strict=True):
+        curves.plot(found["loss"], color=color, linestyle=line, linewidth=width, label=LABELS[name])
     curves.set(xlabel="step", ylabel="training loss (nats per token)", title="Same seed, same curve")
     curves.legend()
-    labels, ratios = zip(*((label.split(",")[0], a / b) for label, a, b in figures(results, steps)), strict=True)
-    bars.bar_label(bars.barh(labels, ratios, color="#e69f00", edgecolor="black"), fmt="%.2fx", padding=3)
+    measured = figures(results, steps)
+    for i, (name, (color, _, _)) in enumerate(zip(results, styles, strict=True)):
+        if i > 0:
+            ratios = [values[0] / values[i] for _, values in measured]
+            places = [k + 0.4 * (i - 1.5) for k in range(len(measured))]
+            drawn = bars.barh(places, [0 if math.isnan(ratio) else ratio for ratio in ratios], 0.38, color=color, label=LABELS[name])
+            bars.bar_label(drawn, ["none" if math.isnan(ratio) else f"{ratio:.2f}x" for ratio in ratios], padding=3)
+    bars.set_yticks(range(len(measured)), [label.rsplit(",", 1)[0] for label, _ in measured])
     bars.invert_yaxis()
     bars.margins(x=0.15)
-    bars.axvline(1, color="black", linewidth=1, linestyle=":")
-    bars.set(xlabel="eager / nearlinear", title=f"nearlinear {nearlinear.__version__}, torch {torch.__version__}, CPU")
+    bars.axvline(1, color="0.5", linewidth=1, linestyle=":")
+    bars.set(xlabel="eager / other", title=f"nearlinear {nearlinear.__version__}, torch {torch.__version__}, CPU")
+    bars.legend()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
 

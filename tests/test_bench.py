@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from nearlinear.bench import measure, roofline, run
 from nearlinear.bench.job import Effort, Job
 from nearlinear.bench.registry import CASES, Baseline, Case, compiled, load, register
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -158,6 +159,46 @@ def test_flops_are_held_against_the_gemm_rate():
     # 1e9 FLOPs at the 1 TFLOP/s that rows_of claims take 1 ms
     assert found["pct_roof"] == pytest.approx(100 / found["ms"]["p50"])
     assert found["tflops"] == pytest.approx(1e9 / (found["ms"]["p50"] * 1e9))
+
+
+def test_products_alone_are_timed_beside_the_rivals_and_are_the_limit():
+    log = []
+
+    def products(inputs):
+        assert inputs[0].dtype == torch.float32
+        return {which: lambda which=which: (log.append(which), time.sleep(1e-3)) for which in ("fwd", "full")}
+
+    case = toy(
+        flops=lambda sizes: {"fwd": 10**6, "full": 3 * 10**6}, products=products, ours=lambda x: (time.sleep(2e-3), x.square().mean())[1]
+    )
+    # 16-bit products are emulated where their rate is lower
+    job = Job(case, torch.bfloat16, {"N": 8}, CPU)
+    rate = {torch.float32: 1.0, torch.bfloat16: 0.1}
+    found = {(r["impl"], r["pass"]): r for r in job.measure([], Effort(0.0, (3, 3)), rate.__getitem__)}
+    assert log == ["fwd"] * 4 + ["full"] * 4
+    for which, flops in (("fwd", 10**6), ("full", 3 * 10**6)):
+        alone, ours = found[f"products {which}", "floor"], found["ours", which]
+        assert alone["tflops"] == pytest.approx(flops / (alone["ms"]["p50"] * 1e9))
+        assert ours["pct_roof"] == pytest.approx(100 * alone["ms"]["p50"] / ours["ms"]["p50"])
+
+
+def test_products_of_a_head_are_those_of_the_loss():
+    """Their FLOPs, and what they compute: scores and both gradients, without the loss between."""
+    from nearlinear.bench.cases import linear_cross_entropy as cases
+
+    x, w = torch.randn(3, 2), torch.randn(5, 2)
+    counter = FlopCounterMode(display=False)
+    for which, call in cases.products((x, w, torch.tensor([0, 1, 2]))).items():
+        with counter:
+            call()
+        assert counter.get_total_flops() == cases.flops({"N": 3, "D": 2, "V": 5})[which]
+
+
+def test_the_first_case_of_each_op_comes_before_the_second_of_any():
+    cases = load()
+    ops = {case.op for case in cases}
+    assert {case.op for case in cases[: len(ops)]} == ops
+    assert [case.name for case in load(["cross_entropy"])][:2] == ["index", "smoothing + class weights + z-loss"]
 
 
 def test_compiled_baselines_are_compiled():

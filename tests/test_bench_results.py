@@ -102,7 +102,10 @@ def test_deadline_is_recorded_as_timed_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing"], "bench: op must be one of ['cross_entropy', 'distance_matrix', 'kl_logit_loss'], got nothing"),
+        (
+            ["nothing"],
+            "bench: op must be one of ['cross_entropy', 'distance_matrix', 'kl_logit_loss', 'linear_cross_entropy'], got nothing",
+        ),
         (["--sizes", "N=x"], "bench: sizes must be published, sweep or like N=4096,V=50257, got 'N=x'"),
         (["--case", "no such case"], "bench: no case has these sizes"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def load(name: str) -> ModuleType:
 def test_language_model(tmp_path: Path) -> None:
     text = run("language_model", tmp_path / "figures/out.png")
     assert "20,000 tokens" in text
+    assert re.search(r"eager +nearlinear +fused head", text)
     for words in ("training step, ms", "its loss and backward, ms", "memory above start, MB", "peak memory, MB", "held-out"):
         assert words in text
     assert "the loss curves agree" in text
@@ -51,6 +53,15 @@ def test_noisy_labels(tmp_path: Path) -> None:
     accuracies = {line[:30].strip(): float(line[30:].split()[0]) for line in text.splitlines()[2:6]}
     assert list(accuracies) == ["CE", "GCE(q=0.7)", "GCE, then truncated (k=0.5)", "MAE"]
     assert all(accuracy > 70 for accuracy in accuracies.values()), accuracies
+
+
+def test_face_recognition(tmp_path: Path) -> None:
+    text = run("face_recognition", tmp_path / "out.png")
+    assert "2,000 identities" in text
+    assert "the two agree" in text
+    accuracies = [float(line.split()[-1].rstrip("%")) for line in text.splitlines() if line.endswith("%")]
+    assert accuracies[0] < 5
+    assert accuracies[-1] > 30, accuracies
 
 
 def test_the_tolerance_of_the_curves_sees_a_wrong_gradient() -> None:

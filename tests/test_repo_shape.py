@@ -36,7 +36,6 @@ CPP = sources("csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu", "csrc/**/*.cuh")
 KERNELS = sources("csrc/cpu/*.cpp", "csrc/cuda/*.cu", "triton_kernels/*.py")
 KERNELS = [p for p in KERNELS if p.name not in ("__init__.py", "common.py", "distance_metrics.py")]  # parts of kernels
 FAMILIES = [p.stem for p in sources("python/nearlinear/reference/*.py") if p.stem != "__init__"]
-KERNELS = sources("csrc/cpu/*.cpp", "csrc/cuda/*.cu", *(f"triton_kernels/{family}*.py" for family in FAMILIES))
 
 
 def schemas() -> dict[str, list[str]]:
