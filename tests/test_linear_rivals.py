@@ -179,6 +179,15 @@ def test_labels_out_of_range(label: int) -> None:
             lce(x, w, y, reduction=reduction)
 
 
+def test_labels_out_of_range_are_named_by_the_op_too() -> None:
+    """With rows before them that are left out of the tiles."""
+    x, w, y = made()
+    y[:3] = -100
+    y[7] = 40
+    with pytest.raises(RuntimeError, match=r"linear_logit_stats: target\[7\] = 40 is out of range \[0, 40\)"):
+        torch.ops.nearlinear.linear_logit_stats(x, w, None, y, None, None, -100, "identity", [], False)
+
+
 def test_double_backward_is_attached() -> None:
     """torch's chunks return a gradient with requires_grad=False."""
     x, w, y = made(dtype=torch.float64)
