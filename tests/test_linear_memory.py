@@ -67,6 +67,19 @@ def _rows(x: Tensor, w: Tensor, y: Tensor, **options: Any) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(nearlinear.linear_cross_entropy(x, w, y, **options), (x, w), ones)
 
 
+def test_without_gradients_scores_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nearlinear.linear_tiles import _Walker
+
+    filled = []
+    fill = _Walker.fill
+    monkeypatch.setattr(_Walker, "fill", lambda self, begin, end: filled.append((begin, end)) or fill(self, begin, end))
+    x, w, y = torch.randn(70, 9), torch.randn(131, 9), torch.randint(131, (70,))
+    planned = plan(70, 131, 9, torch.float32, max_workspace_bytes=20_000)
+    nearlinear.linear_cross_entropy(x, w, y, max_workspace_bytes=20_000)
+    assert planned.products == 4
+    assert len(filled) == -(-70 // planned.rows) * -(-131 // planned.classes)
+
+
 def test_a_step_of_the_acceptance_size_fits_150_megabytes() -> None:
     """By formula, (2048, 512, 32000) float32: results and workspace; eager holds the logits and their gradient."""
     planned = plan(2048, 32000, 512, torch.float32)

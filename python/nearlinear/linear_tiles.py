@@ -68,7 +68,7 @@ class Gradients:
         def like(t: Tensor | None, wanted: bool, dtype: torch.dtype | None = None) -> Tensor:
             return head.input.new_empty(0) if t is None or not wanted else torch.empty_like(t, dtype=dtype)
 
-        self.wants = wants
+        self.wants = wants  # of input, class vectors, bias, margin
         direct = one_tile_of_rows or head.linear_weight.dtype == head.wide
         self.d_input = like(head.input, wants[0])
         self.d_weight = like(head.linear_weight, wants[1], None if direct else head.wide)
@@ -130,8 +130,11 @@ def walk(
                     whole[index] = part
         else:
             found = type(given)(*(s[index] if s.numel() else s for s in given))
-        if upstream is not None:
-            walker.gradient(found, upstream(found, index))
+        if upstream is None:
+            continue
+        up = upstream(found, index)
+        if any(gradients.wants):
+            walker.gradient(found, up)
     return stats, gradients.results(head)
 
 
