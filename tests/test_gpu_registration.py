@@ -9,7 +9,10 @@ import pytest
 import torch
 from nearlinear import _C
 
-OPS = ("logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward", "first_invalid_target")
+OPS = (
+    "logit_stats", "logit_stats_backward", "soft_logit_stats", "soft_logit_stats_backward", "first_invalid_target",
+    "pair_tile_stats", "pair_tile_stats_backward_", "pair_tile_extremes",
+)  # fmt: skip
 WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None  # what importlib sees of a package that is not installed

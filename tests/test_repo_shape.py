@@ -21,7 +21,9 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 API = ROOT / "docs" / "api.txt"
-NON_DIFFERENTIABLE = {"first_invalid_target", "logit_stats_backward_"}
+NON_DIFFERENTIABLE = {
+    "first_invalid_target", "logit_stats_backward_", "pair_extremes", "pair_tile_extremes", "pair_tile_stats", "pair_tile_stats_backward_",
+}  # fmt: skip
 GRADIENTS_IN_FORWARD = {"linear_row_loss"}  # no backward op: the forward returns the gradients
 HEADER = ("Shapes", "Algorithm", "Cost", "Numerics")  # after the line that says what is computed
 GOOD_FILE, MAX_FILE, MAX_FUNCTION, MAX_CONSTEXPR = 300, 400, 50, 6
@@ -33,7 +35,7 @@ def sources(*patterns: str) -> list[Path]:
 
 PYTHON = sources("python/**/*.py", "triton_kernels/*.py", "bench/**/*.py", "tests/*.py", "examples/*.py", "setup.py")
 CPP = sources("csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu", "csrc/**/*.cuh")
-KERNELS = sources("csrc/cpu/*.cpp", "csrc/cuda/*.cu", "triton_kernels/cross_entropy*.py")
+KERNELS = sources("csrc/cpu/*.cpp", "csrc/cuda/*.cu", "triton_kernels/cross_entropy*.py", "triton_kernels/pair_loss.py")
 FAMILIES = [p.stem for p in sources("python/nearlinear/reference/*.py") if p.stem != "__init__"]
 
 

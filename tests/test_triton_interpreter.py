@@ -40,6 +40,16 @@ def test_launchers_in_the_interpreter() -> None:
     assert passed(interpreted(str(HERE / "triton_cases.py"), str(HERE / "triton_edges.py"))) > 100
 
 
+def test_pair_launchers_in_the_interpreter() -> None:
+    assert passed(interpreted(str(HERE / "triton_pair.py"))) > 10
+
+
+def test_pair_losses_in_the_interpreter() -> None:
+    """Their lines on the kernels' statistics; the small cases, because the interpreter takes a second a tile."""
+    small = "error_budget and (small or mined or proxy_nca or multi_similarity) and not tiles and not float16"
+    assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", small, str(HERE / "test_pair_loss.py"))) > 10
+
+
 def test_battery_in_the_interpreter() -> None:
     files = [str(HERE / f"test_cross_entropy{part}.py") for part in ("", "_accuracy", "_shards")]
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", BATTERY, *files)) > 100

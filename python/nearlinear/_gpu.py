@@ -11,7 +11,10 @@ import torch
 
 from . import _C
 
-TRITON_OPS = ("logit_stats", "logit_stats_backward", "logit_stats_backward_", "soft_logit_stats", "soft_logit_stats_backward")
+TRITON_OPS = (
+    "logit_stats", "logit_stats_backward", "logit_stats_backward_", "soft_logit_stats", "soft_logit_stats_backward",
+    "pair_tile_stats", "pair_tile_stats_backward_", "pair_tile_extremes",
+)  # fmt: skip
 COMPILED_OPS = ("first_invalid_target",)
 
 # torch drops the registrations of a Library that is collected

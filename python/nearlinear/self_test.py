@@ -11,6 +11,7 @@ from torch import Tensor
 from . import implementations
 from .reference import cross_entropy as reference
 from .reference import linear_cross_entropy as linear_reference
+from .reference import pair_loss as pair_reference
 
 __all__ = ["SELF_TESTS", "TOLERANCE", "Outcome", "SelfTest", "self_test"]
 
@@ -198,6 +199,70 @@ def _linear_loss(loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Seque
     return outputs
 
 
+_PAIR_SCALE = [-2.0, 3.0]
+_PAIR_MAP: tuple[str, list[float]] = ("soft_cap", [5.0])
+
+
+def _groups(like: Tensor) -> Tensor:
+    return torch.arange(len(like), device=like.device) % 3
+
+
+def _pair_tile(function: Callable[..., tuple[Tensor, ...]], *options: object) -> Callable[..., Sequence[Tensor]]:
+    """``options``: those between the labels and the map."""
+
+    def outputs(input: Tensor) -> Sequence[Tensor]:
+        tile = input.detach()
+        scale = [_PAIR_SCALE] if len(options) > 1 else []
+        return function(tile, _groups(tile), _groups(tile.T), *options, *_PAIR_MAP, *scale)
+
+    return outputs
+
+
+def _pair_tile_gradient(input: Tensor) -> Sequence[Tensor]:
+    tile = input.detach().requires_grad_()
+    stats = pair_reference.pair_tile_stats(tile, _groups(tile), _groups(tile.T), None, None, None, 1, *_PAIR_MAP, _PAIR_SCALE)
+    return [d.detach() for d in torch.autograd.grad(stats[:2], tile, _pair_upstream(stats[0]))]
+
+
+def _pair_tile_backward_(input: Tensor) -> Sequence[Tensor]:
+    tile = input.detach().clone()
+    labels = _groups(tile), _groups(tile.T), None, None
+    lse = _ops.pair_tile_stats(tile, *labels, None, 1, *_PAIR_MAP, _PAIR_SCALE)[0]
+    d_lse, d_sum = _pair_upstream(lse)
+    scale = torch.tensor(_PAIR_SCALE).to(lse).unsqueeze(1)
+    terms = torch.stack([lse, scale * (d_lse + d_sum), scale * d_sum]).to(tile.dtype)
+    _ops.pair_tile_stats_backward_(tile, *labels, terms, None, 1, *_PAIR_MAP, _PAIR_SCALE)
+    return [tile]
+
+
+def _pair_upstream(lse: Tensor) -> list[Tensor]:
+    return [_wave(lse.detach(), float(k)).detach() for k in (1, 2)]
+
+
+def _pairs() -> list[Tensor]:
+    return [_wave(torch.empty(_ROWS, 5))]
+
+
+def _pair_stats(stats: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
+    return lambda input: stats(input, None, _groups(input), None, None, None, None, *_PAIR_MAP, _PAIR_SCALE)[:2]
+
+
+def _pair_stats_backward(input: Tensor) -> Sequence[Tensor]:
+    tensors = (input, None, _groups(input), None, None, None, None)
+    with torch.no_grad():
+        lse = _ops.pair_stats(*tensors, *_PAIR_MAP, _PAIR_SCALE)[0]
+    return [_ops.pair_stats_backward(*_pair_upstream(lse), *tensors, lse, *_PAIR_MAP, _PAIR_SCALE, None, [True, False])[0]]
+
+
+def _pair_stats_gradient(input: Tensor) -> Sequence[Tensor]:
+    outputs = _pair_stats(pair_reference.pair_stats)(input)
+    return torch.autograd.grad(outputs, input, _pair_upstream(outputs[0]), create_graph=True)
+
+
+def _pair_extremes(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
+    return lambda input: function(input.detach(), None, _groups(input), None, "rbf", [1.0])
+
+
 def _invalid(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
     return lambda target: [function(target, 7, -100)]
 
@@ -213,6 +278,18 @@ SELF_TESTS: dict[str, SelfTest] = {
     "linear_logit_stats": SelfTest(_head, _linear_stats(_ops.linear_logit_stats), _linear_stats(linear_reference.linear_logit_stats)),
     "linear_logit_stats_backward": SelfTest(_head, _linear_stats_backward, _linear_stats_gradient),
     "linear_row_loss": SelfTest(_head, _linear_loss(_ops.linear_row_loss), _linear_loss(linear_reference.linear_row_loss)),
+    "pair_tile_stats": SelfTest(
+        lambda: [_logits()],
+        _pair_tile(_ops.pair_tile_stats, None, None, None, 1),
+        _pair_tile(pair_reference.pair_tile_stats, None, None, None, 1),
+    ),
+    "pair_tile_stats_backward_": SelfTest(lambda: [_logits()], _pair_tile_backward_, _pair_tile_gradient),
+    "pair_tile_extremes": SelfTest(
+        lambda: [_logits()], _pair_tile(_ops.pair_tile_extremes, 1), _pair_tile(pair_reference.pair_tile_extremes, 1)
+    ),
+    "pair_stats": SelfTest(_pairs, _pair_stats(_ops.pair_stats), _pair_stats(pair_reference.pair_stats)),
+    "pair_stats_backward": SelfTest(_pairs, _pair_stats_backward, _pair_stats_gradient),
+    "pair_extremes": SelfTest(_pairs, _pair_extremes(_ops.pair_extremes), _pair_extremes(pair_reference.pair_extremes)),
     "first_invalid_target": SelfTest(
         lambda: [torch.tensor([3, -100, 6, 7, -1])], _invalid(_ops.first_invalid_target), _invalid(reference.first_invalid_target)
     ),
