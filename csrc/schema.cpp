@@ -58,6 +58,32 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
   m.def(
       "linear_logit_sum_backward(Tensor d_total, Tensor input, Tensor linear_weight, Tensor target, int ignore_index, str logit_map, "
       "float[] map_params, int? max_workspace_bytes, bool[] wants) -> (Tensor d_input, Tensor d_weight)");
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
+  // pair_loss. Scores of rows against columns (the same rows, or keys) exist one tile at a time. Statistics have a row for the positive
+  // and one for the negative pairs: [2, N]. A column may have two labels, the first with the share mixing. A positive pair counts while
+  // s < limit[0], a negative one while -s < limit[1]. self_column: the column of the tile that is its row 0 itself. Terms: [3, 2, N],
+  // and [4, 2, N] with limits.
+  m.def(
+      "pair_tile_stats(Tensor tile, Tensor row_label, Tensor column_label, Tensor? other_label, Tensor? mixing, Tensor? limit, "
+      "int? self_column, str logit_map, float[] map_params, float[] scale) -> (Tensor lse, Tensor sum, Tensor mass)");
+  m.def(
+      "pair_tile_stats_backward_(Tensor(a!) tile, Tensor row_label, Tensor column_label, Tensor? other_label, Tensor? mixing, "
+      "Tensor row_terms, Tensor? column_terms, int? self_column, str logit_map, float[] map_params, float[] scale) -> ()");
+  m.def(
+      "pair_tile_extremes(Tensor tile, Tensor row_label, Tensor column_label, int? self_column, str logit_map, float[] map_params) "
+      "-> (Tensor value, Tensor index)");
+  m.def(
+      "pair_stats(Tensor input, Tensor? key, Tensor target, Tensor? key_target, Tensor? other_target, Tensor? mixing, Tensor? limit, "
+      "str logit_map, float[] map_params, float[] scale, int? max_workspace_bytes=None) -> (Tensor lse, Tensor sum, Tensor mass)");
+  m.def(
+      "pair_stats_backward(Tensor d_lse, Tensor d_sum, Tensor input, Tensor? key, Tensor target, Tensor? key_target, "
+      "Tensor? other_target, Tensor? mixing, Tensor? limit, Tensor lse, str logit_map, float[] map_params, float[] scale, "
+      "int? max_workspace_bytes, bool[] wants) -> (Tensor d_input, Tensor d_key)");
+  m.def(
+      "pair_extremes(Tensor input, Tensor? key, Tensor target, Tensor? key_target, str logit_map, float[] map_params, "
+      "int? max_workspace_bytes=None) -> (Tensor value, Tensor index)");
   m.def("first_invalid_target(Tensor target, int num_classes, int ignore_index) -> Tensor");
 
   // kl_logit. Shapes: input and target [N, V] or [N, V, P]; statistics have the shape of the rows.

@@ -40,6 +40,7 @@ class Battery:
     rowwise: ClassVar[Mapping[str, Any]] = {"reduction": "none"}  # options that give the finest output
     reductions: ClassVar[Sequence[str]] = ("mean", "sum")
     casts_under_autocast: ClassVar[bool] = False
+    bits_of_threads: ClassVar[bool] = True  # the same for any number; not where a matrix product is torch's
     common_roundings: ClassVar[int] = 1  # of numbers that are factors of every row's gradient
     compiled: ClassVar[Mapping[str, str]]  # name of case -> backend of torch.compile
     modules: ClassVar[Sequence[tuple[Callable[..., torch.nn.Module], Callable[..., Tensor], Mapping[str, Any]]]] = ()
@@ -229,6 +230,8 @@ class Battery:
         surroundings = {
             "two threads": threads(2), "memory full of NaN": poisoned_memory(), "default dtype float64": default_dtype(torch.float64),
         }  # fmt: skip
+        if not self.bits_of_threads:
+            del surroundings["two threads"]
         if not self.casts_under_autocast:
             surroundings["autocast"] = torch.autocast(device.type, dtype=torch.bfloat16)
         for name, context in surroundings.items():

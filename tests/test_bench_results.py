@@ -15,6 +15,7 @@ from nearlinear.bench.schema import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
+OPS = ["cross_entropy", "distance_matrix", "kl_logit_loss", "linear_cross_entropy", "multi_similarity_loss", "supcon_loss"]
 
 
 @pytest.mark.timeout(300)
@@ -104,7 +105,7 @@ def test_deadline_is_recorded_as_timed_out(tmp_path, capsys):
     [
         (
             ["nothing"],
-            "bench: op must be one of ['cross_entropy', 'distance_matrix', 'kl_logit_loss', 'linear_cross_entropy'], got nothing",
+            f"bench: op must be one of {OPS}, got nothing",
         ),
         (["--sizes", "N=x"], "bench: sizes must be published, sweep or like N=4096,V=50257, got 'N=x'"),
         (["--case", "no such case"], "bench: no case has these sizes"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import errors_linear
+import errors_pair
 import nearlinear
 import pytest
 import torch
@@ -190,6 +191,7 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         f"CrossEntropyLoss: row_loss must be a RowLoss or one of {sorted(row_losses.ROW_LOSSES)}, got 3",
     ),
     *errors_linear.ROWS,
+    *errors_pair.ROWS,
 ]  # fmt: skip
 
 

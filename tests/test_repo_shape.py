@@ -21,7 +21,17 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 API = ROOT / "docs" / "api.txt"
-NON_DIFFERENTIABLE = {"distance_tile", "distance_tile_backward", "first_invalid_target", "logit_stats_backward_", "logit_sum_backward_"}
+NON_DIFFERENTIABLE = {
+    "distance_tile",
+    "distance_tile_backward",
+    "first_invalid_target",
+    "logit_stats_backward_",
+    "logit_sum_backward_",
+    "pair_extremes",
+    "pair_tile_extremes",
+    "pair_tile_stats",
+    "pair_tile_stats_backward_",
+}
 GRADIENTS_IN_FORWARD = {"linear_row_loss"}  # no backward op: the forward returns the gradients
 HEADER = ("Shapes", "Algorithm", "Cost", "Numerics")  # after the line that says what is computed
 GOOD_FILE, MAX_FILE, MAX_FUNCTION, MAX_CONSTEXPR = 300, 400, 50, 6

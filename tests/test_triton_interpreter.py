@@ -56,3 +56,13 @@ def test_distances_in_the_interpreter() -> None:
     files = [str(HERE / f"test_distance{part}.py") for part in ("", "_tile")]
     chosen = "error_budget and float32 and not blocks or tile_layouts and float32 or edges or messages"
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", chosen, *files)) > 80
+
+
+def test_pair_launchers_in_the_interpreter() -> None:
+    assert passed(interpreted(str(HERE / "triton_pair.py"))) > 10
+
+
+def test_pair_losses_in_the_interpreter() -> None:
+    """Their lines on the kernels' statistics; the small cases, because the interpreter takes a second a tile."""
+    small = "error_budget and (small or mined or proxy_nca or multi_similarity) and not tiles and not float16"
+    assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", small, str(HERE / "test_pair_loss.py"))) > 10

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import triton
 import triton.language as tl
-from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, distance, kl_logit, sface
+from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, distance, kl_logit, pair_loss, sface
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -156,6 +156,40 @@ def call_distance(name: str, dtype: torch.dtype) -> None:
     distance.distance_tile_backward(x, w, tile, x, w, *METRICS[name], True, True)
 
 
+def pair_calls() -> Iterator[tuple[str, str, torch.dtype, str, str]]:
+    """(op, layout, dtype, map, variant) of the kernels of a tile of pair scores."""
+    for name in ("V50", "V32000"):  # one tile for all sizes; columns that a vector load can and cannot take
+        for dtype in (torch.float32, torch.float64):
+            yield "pair_tile_extremes", name, dtype, "identity", "full"
+            for op in ("pair_tile_stats", "pair_tile_stats_backward_"):
+                yield op, name, dtype, "identity", "full"
+                yield op, name, dtype, "identity", "soft"
+                if name == "V32000":
+                    yield op, name, dtype, "identity", "plain"
+                    yield op, name, dtype, "arcosh", "full"
+
+
+def call_pair(op: str, shape: tuple[int, ...], dtype: torch.dtype, logit_map: str, variant: str) -> None:
+    """``full``: limits and the terms of both ends; ``soft``: two labels a column; ``plain``: neither."""
+    rows, columns = shape
+    full, soft = variant == "full", variant == "soft"
+
+    def tensor(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    tile, row_label, column_label = tensor(rows, columns), tensor(rows, dtype=torch.int64), tensor(columns, dtype=torch.int64)
+    labels = (row_label, column_label, column_label if soft else None, tensor(columns) if soft else None)
+    options = (1024 if full else None, logit_map, MAPS[logit_map])
+    if op == "pair_tile_extremes":
+        pair_loss.pair_tile_extremes(tile, row_label, column_label, *options)
+    elif op == "pair_tile_stats":
+        pair_loss.pair_tile_stats(tile, *labels, tensor(2, rows) if full else None, *options, [-2.0, 50.0])
+    else:
+        terms = 4 if full else 3
+        of_columns = tensor(terms, 2, columns) if full else None
+        pair_loss.pair_tile_stats_backward_(tile, *labels, tensor(terms, 2, rows), of_columns, *options, [-2.0, 50.0])
+
+
 def compiled(kernel: Any) -> dict[str, Any]:
     wide = bool(re.search(r"ld\.global\S*\.v4\.", kernel.asm["ptx"]))
     narrow = narrow_products(kernel.asm["ttir"])
@@ -169,7 +203,11 @@ def main(capability: int, report: Callable[[str], None]) -> None:
     def compile_only(kernel: Any, programs: int, input: Any, arguments: Any, num_warps: int, **constants: Any) -> None:
         kernels.append(kernel.warmup(*arguments, grid=(programs,), num_warps=num_warps, num_stages=1, enable_fp_fusion=True, **constants))
 
-    cross_entropy.launch = cross_entropy_soft.launch = kl_logit.launch = sface.launch = distance.launch = compile_only
+    cross_entropy.launch = cross_entropy_soft.launch = kl_logit.launch = sface.launch = distance.launch = pair_loss.launch = compile_only
+    for op, name, dtype, logit_map, variant in pair_calls():
+        call_pair(op, LAYOUTS[name], dtype, logit_map, variant)
+        key = f"{op} {str(dtype).removeprefix('torch.')} {name} {logit_map} {variant} sm_{capability}"
+        report(json.dumps({"key": key, **compiled(kernels.pop())}))
     for op in OPS:
         for name, shape in LAYOUTS.items():
             for dtype in DTYPES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,10 +25,14 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 6e-4, tor
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh memory is NaN, so that an element which no kernel writes is seen."""
+    """Fresh memory is NaN (7777 for integers), so that an element which no kernel writes is seen."""
 
     def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *args, **kwargs: make(*args, **kwargs).fill_(math.nan)
+        def fresh(*args: Any, **kwargs: Any) -> Tensor:
+            made = make(*args, **kwargs)
+            return made.fill_(math.nan if made.is_floating_point() else 7777)
+
+        return fresh
 
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, filled(getattr(torch, name)))

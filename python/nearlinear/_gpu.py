@@ -14,6 +14,7 @@ from . import _C
 TRITON_OPS = (
     "distance_tile", "distance_tile_backward", "pair_distances", "pair_distances_backward",
     "logit_stats", "logit_stats_backward", "logit_stats_backward_", "logit_sum", "logit_sum_backward", "logit_sum_backward_",
+    "pair_tile_extremes", "pair_tile_stats", "pair_tile_stats_backward_",
     "soft_logit_stats", "soft_logit_stats_backward", "two_logit_stats", "two_logit_stats_backward",
 )  # fmt: skip
 COMPILED_OPS = ("first_invalid_target",)

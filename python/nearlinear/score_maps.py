@@ -9,7 +9,7 @@ of x and w are the embeddings' own. Margins change the target's dot product alon
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .distances import DISTANCES, DistanceMetric
 from .embeddings import Coordinates, CosineDistance, HyperbolicExcess, Normalised, Plain, SquaredDistance
-from .logit_maps import LOGIT_MAPS, Arcosh, LogitMap, Power, Scale
+from .logit_maps import LOGIT_MAPS, Arcosh, Identity, LogitMap, Power, Scale
 
 __all__ = [
     "RBF",
@@ -32,6 +32,7 @@ __all__ = [
     "ScoreMap",
     "StudentT",
     "get_score_map",
+    "tempered",
 ]  # fmt: skip
 
 
@@ -319,3 +320,21 @@ def get_score_map(name: str, params: list[float]) -> ScoreMap:
         exponent, eps, *metric_params = params
         return MetricHarmonic(exponent, DISTANCES[metric](*metric_params), eps)
     return Dot(LOGIT_MAPS[name](*params))
+
+
+_TEMPERATURE = {  # field of the record, and whether a temperature multiplies or divides it
+    Cosine: ("scale", -1), ArcMargin: ("scale", -1), CosMargin: ("scale", -1), Harmonic: ("exponent", -1),
+    CosineHarmonic: ("exponent", -1), RBF: ("bandwidth", 1), Poincare: ("temperature", 1),
+}  # fmt: skip
+
+
+def tempered(score_map: ScoreMap, temperature: float) -> ScoreMap:
+    """The record whose logits are those of ``score_map`` divided by ``temperature``."""
+    if temperature == 1:
+        return score_map
+    if isinstance(score_map, Dot) and isinstance(score_map.logit_map, Identity | Scale):
+        return Dot(Scale(getattr(score_map.logit_map, "scale", 1.0) / temperature))
+    if type(score_map) not in _TEMPERATURE:
+        raise ValueError(f"temperature must be 1 with logit_map={score_map}, got {temperature}; scale the record instead")
+    field, power = _TEMPERATURE[type(score_map)]
+    return replace(score_map, **{field: getattr(score_map, field) * temperature**power})
