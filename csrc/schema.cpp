@@ -40,6 +40,10 @@ STABLE_TORCH_LIBRARY(nearlinear, m) {
       "Tensor row_scale, Tensor? extra_lse, int ignore_index, str logit_map, float[] map_params, str row_loss, float[] row_params, "
       "float label_smoothing, float z_loss, int? max_workspace_bytes, bool[] wants) -> (Tensor loss, Tensor rows, Tensor d_extra_lse, "
       "Tensor d_input, Tensor d_weight, Tensor d_bias, Tensor d_margin)");
+  m.def("first_invalid_target(Tensor target, int num_classes, int ignore_index) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
   // pair_loss. Scores of rows against columns (the same rows, or keys) exist one tile at a time. Statistics have a row for the positive
   // and one for the negative pairs: [2, N]. A column may have two labels, the first with the share mixing. A positive pair counts while
   // s < limit[0], a negative one while -s < limit[1]. self_column: the column of the tile that is its row 0 itself. Terms: [3, 2, N],
@@ -63,5 +67,4 @@ STABLE_TORCH_LIBRARY(nearlinear, m) {
   m.def(
       "pair_extremes(Tensor input, Tensor? key, Tensor target, Tensor? key_target, str logit_map, float[] map_params, "
       "int? max_workspace_bytes=None) -> (Tensor value, Tensor index)");
-  m.def("first_invalid_target(Tensor target, int num_classes, int ignore_index) -> Tensor");
 }
