@@ -27,7 +27,7 @@ CPP = [
 
 LAUNCHER = "triton_kernels/pair_loss.py"
 TRITON = [
-    (LAUNCHER, "before = top\n", "before = tl.maximum(top, 0)\n", INTERPRETED),
+    (LAUNCHER, "exponentials * tl.exp(before - shift).to(tl.float64)", "exponentials", INTERPRETED),
     (LAUNCHER, "m &= j.to(tl.int64)[None, :] != (i_n + first_self)[:, None]\n    same", "same", INTERPRETED),
     (LAUNCHER, "step = 2 * count.to(tl.int64)", "step = count.to(tl.int64)", INTERPRETED),
 ]

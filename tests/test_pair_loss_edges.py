@@ -127,8 +127,9 @@ def test_exact_duplicates_do_not_vanish_unless_asked_to() -> None:
 
 def test_a_row_is_no_positive_of_itself() -> None:
     x, _ = problem(5)
-    for name in ("supcon", "mined", "batch_hard"):
-        assert (LOSSES[name](x, torch.arange(5), reduction="none") == 0).all()
+    assert (nearlinear.supcon_loss(x, torch.arange(5), reduction="none") == 0).all()
+    assert (nearlinear.batch_hard_triplet_loss(x, torch.arange(5), margin=9.0, reduction="none") == 0).all()
+    assert (nearlinear.multi_similarity_loss(x, torch.arange(5), mining_margin=9.0, reduction="none") == 0).all()
 
 
 def test_batch_hard_takes_the_lowest_of_equal_columns() -> None:
