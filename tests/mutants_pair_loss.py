@@ -21,13 +21,13 @@ KERNELS, GLUE = "csrc/cpu/pair_loss.h", "csrc/cpu/pair_loss.cpp"
 CPP = [
     (KERNELS, "weight[self - begin] = 0;", "weight[self - begin] = 1;", f"{SUPCON}::test_error_budget"),
     (KERNELS, "exponentials *= std::exp(shift - top);", "exponentials *= 1;", f"{EDGES} -k blocks"),
-    (GLUE, "if (inside) segment(self + 1, P.columns);", "if (inside) segment(self, P.columns);", f"{EDGES} -k lowest"),
+    (GLUE, "if (inside) segment(self + 1, P.columns);", "if (inside) segment(self, P.columns);", f"{EDGES} -k no_positive"),
     (GLUE, "if (invalid != 0) low = high", "if (false) low = high", f"{EDGES} -k nan"),
 ]
 
 LAUNCHER = "triton_kernels/pair_loss.py"
 TRITON = [
-    (LAUNCHER, "before = top\n", "before = tl.maximum(top, 0)\n", INTERPRETED),
+    (LAUNCHER, "exponentials * tl.exp(before - shift).to(tl.float64)", "exponentials", INTERPRETED),
     (LAUNCHER, "m &= j.to(tl.int64)[None, :] != (i_n + first_self)[:, None]\n    same", "same", INTERPRETED),
     (LAUNCHER, "step = 2 * count.to(tl.int64)", "step = count.to(tl.int64)", INTERPRETED),
 ]
