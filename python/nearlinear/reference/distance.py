@@ -1,6 +1,6 @@
 """Definition of the distances in plain torch: the oracle (in float64), the baseline (in native dtype), the mathematics.
 
-Letters: R rows of ``input`` and C classes of ``other``, vectors of D numbers, ``d = x - w`` of a row and a class, ``s = sign(d)``.
+Letters: R rows of ``input`` and C classes of ``other``, vectors of D numbers, ``d = x - w`` of a row and a class, ``s = sign(d)``::
 
     Manhattan          a = sum |d|                         da/dx_k = s_k                (d/dw: the same with x and w exchanged)
     Minkowski          a = (sum |d|^p)^(1/p)               da/dx_k = s_k |d_k|^(p-1) a^(1-p), 0 at a = 0
