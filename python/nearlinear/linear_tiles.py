@@ -162,17 +162,24 @@ class _Walker:
         head = self.head
         self.index, self.first, self.tile = index, first, None
         raw = head.input[index]
-        self.x = raw if head.on_half else raw.to(head.wide)
+        self.x = self.converted(raw)
         self.rows = head.embedding.rows(self.x)
         self.labels = head.target[index]
         self.margin = None if head.margin is None else head.margin[index].to(head.wide)
+
+    def converted(self, raw: Tensor) -> Tensor:
+        """Vectors in the dtype of the products; dense for an embedding, whose sums would else add in an order that depends on strides."""
+        if self.head.on_half:
+            return raw
+        wide = raw.to(self.head.wide)
+        return wide if self.head.embedding.identity else wide.contiguous()
 
     def classes(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """(class vectors, their embedding) of one block."""
         if self.classes_of_block is not None:
             return self.classes_of_block
         raw = self.head.linear_weight[begin:end]
-        w = raw if self.head.on_half else raw.to(self.head.wide)
+        w = self.converted(raw)
         found = w, self.head.embedding.classes(w)
         if self.one_block:
             self.classes_of_block = found
