@@ -23,7 +23,7 @@ from .cross_entropy import MAPS, check, map_arguments
 
 NO_SELF = -(2**31)  # a column that no row has
 # a row's block lies in one warp, 16 bytes a thread: its sums need no shared memory, and no registers spill
-TILE = Tile(4, 128, 1024, 4)
+TILE = Tile(2, 256, 1024, 4)
 
 
 @triton.jit

@@ -15,8 +15,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import choose_tile, float_pair, launch, layout_rows, row_range
+from .common import Rows, Tile, choose_tile, float_pair, launch, layout_rows, row_range
 from .cross_entropy import check, statistics_dtype
+
+
+@triton.jit
+def sin_cos(x):
+    """Sine and cosine of 0 <= x <= pi / 2 in float64, by their series: tl.sin keeps a table for huge arguments on the stack."""
+    s = x * x
+    sine = tl.full(x.shape, 1, x.dtype)
+    cosine = tl.full(x.shape, 1, x.dtype)
+    for k in tl.static_range(10, 0, -1):
+        sine = 1 - sine * s / ((2 * k) * (2 * k + 1))
+        cosine = 1 - cosine * s / ((2 * k - 1) * (2 * k))
+    return x * sine, cosine
 
 
 @triton.jit
@@ -35,8 +47,8 @@ def acos(x):
     angle = tl.sqrt(1 - a) * p
     if x.dtype == tl.float64:
         for _ in tl.static_range(2):
-            sine = tl.sin(angle)
-            angle += tl.where(sine > 1e-9, (tl.cos(angle) - a) / tl.where(sine > 1e-9, sine, 1), 0)
+            sine, cosine = sin_cos(angle)
+            angle += tl.where(sine > 1e-9, (cosine - a) / tl.where(sine > 1e-9, sine, 1), 0)
     return tl.where(x < 0, 3.141592653589793 - angle, angle)
 
 
@@ -63,8 +75,10 @@ def logit_sum_fwd_kernel(
     total = tl.zeros([BN, BV], op)
     for i_v in range(0, tl.where(tl.max(live.to(tl.int32), 0) > 0, V, 0), BV):
         j = i_v + tl.arange(0, BV)  # [BV]
-        m = live[:, None] & (j < V)[None, :] & (j.to(tl.int64)[None, :] != y[:, None])
-        c = tl.load(p_row[:, None] + j.to(tl.int64)[None, :] * stride_iv, mask=m, other=0).to(op)
+        o_v = j.to(tl.int64)[None, :]
+        m_read = live[:, None] & (j < V)[None, :]  # without the target, which would cut the loads up
+        c = tl.load(p_row[:, None] + o_v * stride_iv, mask=m_read, other=0).to(op)
+        m = m_read & (o_v != y[:, None])
         total += tl.where(m, constraint(c, k, b) * c, 0)
     tl.store(p_total + i_n, tl.where(live, tl.sum(total, 1), 0), mask=m_n)
 
@@ -88,10 +102,19 @@ def logit_sum_bwd_kernel(
     for i_v in range(begin.to(tl.int32), tl.minimum(begin + CHUNK, V).to(tl.int32), BV):
         j = i_v + tl.arange(0, BV)  # [BV]
         m_v, o_v = (j < V)[None, :], j.to(tl.int64)[None, :]
+        c = tl.load(p_row[:, None] + o_v * stride_iv, mask=live[:, None] & m_v, other=0).to(op)  # [BN, BV]
         m = live[:, None] & m_v & (o_v != y[:, None])
-        c = tl.load(p_row[:, None] + o_v * stride_iv, mask=m, other=0).to(op)  # [BN, BV]
         d = tl.where(m, d_total[:, None] * constraint(c, k, b), 0)
         tl.store(p_d_row[:, None] + o_v * stride_dv, d.to(p_d_input.dtype.element_ty), mask=m_n[:, None] & m_v)
+
+
+def narrow_tile(rows: Rows, input: Tensor) -> tuple[Tile, int, int]:
+    """choose_tile, with half the rows in float64: two series a cosine need the registers."""
+    tile, tiles, chunks = choose_tile(rows, input.shape[1], input.dtype)
+    if input.dtype == torch.float64 and tile.BN > 1:
+        tile = tile._replace(BN=tile.BN // 2)
+        tiles = triton.cdiv(rows.lanes, tile.BN)
+    return tile, tiles, chunks
 
 
 def checked(op: str, input: Tensor, target: Tensor, logit_map: str, map_params: list[float]) -> tuple[Tensor, tuple[float, ...]]:
@@ -110,7 +133,7 @@ def logit_sum(
     labels, params = checked("logit_sum", input, target, logit_map, map_params)
     total = torch.empty(len(input), dtype=statistics_dtype(input), device=input.device)
     rows = layout_rows(input)
-    tile, tiles, _ = choose_tile(rows, input.shape[1], input.dtype)
+    tile, tiles, _ = narrow_tile(rows, input)
     arguments = (input, labels, total, input.shape[1], rows.lanes, tiles, *rows.strides[0], first_class, ignore_index, *params)
     launch(logit_sum_fwd_kernel, rows.outer * tiles, input, arguments, tile.num_warps, BN=tile.BN, BV=tile.BV)
     return total
@@ -125,7 +148,7 @@ def write_gradient(
     fits = d_total.numel() == len(input) and d_total.dtype == statistics_dtype(input)
     check(fits, op, "d_total must have one value per row in the dtype of the total")
     rows = layout_rows(input, d_input)
-    tile, tiles, chunks = choose_tile(rows, input.shape[1], input.dtype)
+    tile, tiles, chunks = narrow_tile(rows, input)
     arguments = (
         d_total.contiguous(), input, labels, d_input, input.shape[1], rows.lanes, tiles, chunks, *rows.strides[0], *rows.strides[1],
         first_class, ignore_index, *params,
