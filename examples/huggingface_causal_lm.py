@@ -53,7 +53,7 @@ class FusedLoss:
                 return original(*args, **kwargs)
             return self._train(original, *args, **kwargs)
 
-        forward.fused_loss = self  # type: ignore[attr-defined]
+        forward.fused_loss = self
         model.forward = self.forward = forward
 
     def undo(self) -> None:

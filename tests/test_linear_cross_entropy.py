@@ -123,6 +123,7 @@ class TestLinearCrossEntropy(Battery):
     definition = staticmethod(reference.linear_cross_entropy)
     cases = CASES
     casts_under_autocast = True
+    few_terms = True  # margins and row weights of a dozen rows
     compiled: ClassVar[dict[str, str]] = {
         "everything": "inductor",
         "plain": "aot_eager",
@@ -183,3 +184,18 @@ def test_a_feature_near_its_class_keeps_its_digits(record: score_maps.ScoreMap, 
     eager = reference.linear_cross_entropy(x, w, y, logit_map=record, reduction="none")
     error, naive = ((r.double().cpu() - exact).abs().max() for r in (rows, eager))
     assert error <= 2e-6 * exact.abs().max() or error < naive / 50, (error, naive)
+
+
+@pytest.mark.parametrize("options", [{}, {"row_loss": "focal"}, {"reduction": "none"}, {"label_smoothing": 0.1, "z_loss": 0.1}], ids=str)
+def test_scalar_extra_lse_is_shared_by_the_rows(options: dict[str, Any], device: torch.device) -> None:
+    made = head(7, 4, ignored=-100)(Draw(), 9)
+    x, w, y = (made[name].to(device) for name in ("input", "linear_weight", "target"))
+    scalar = torch.tensor(0.7, dtype=torch.float64, device=device, requires_grad=True)
+    rows = torch.full((9,), 0.7, dtype=torch.float64, device=device, requires_grad=True)
+    one, many = (nearlinear.linear_cross_entropy(x, w, y, extra_lse=extra, **options) for extra in (scalar, rows))
+    torch.testing.assert_close(one, many)
+    upstream = torch.arange(1.0, one.numel() + 1, dtype=one.dtype, device=device).view(one.shape)
+    (shared,) = torch.autograd.grad(one, scalar, upstream)
+    (each,) = torch.autograd.grad(many, rows, upstream)
+    torch.testing.assert_close(shared, each.sum())
+    assert shared.abs() > 0.01

@@ -60,7 +60,7 @@ from .ops import distance as _distance_ops  # noqa: F401  fakes and derivatives
 from .ops import kl_logit as _kl_logit_ops  # noqa: F401  fakes and derivatives
 from .ops import linear_cross_entropy as _linear_cross_entropy_ops  # noqa: F401  fakes, derivatives, walks
 from .ops import linear_kl_logit as _linear_kl_logit_ops  # noqa: F401  fakes, derivatives, walks
-from .ops import pair_loss as _pair_loss_ops  # noqa: F401
+from .ops import pair_loss as _pair_loss_ops  # noqa: F401  fakes, derivatives, walks
 from .ops import sface as _sface_ops  # noqa: F401  fakes, derivatives, walks
 from .pair_loss import (
     BatchHardTripletLoss,

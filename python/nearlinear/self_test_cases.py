@@ -341,13 +341,18 @@ SELF_TESTS: dict[str, SelfTest] = {
         lambda: [_logits(), _probabilities()], _soft_stats(_ops.soft_logit_stats), _soft_stats(reference.soft_logit_stats)
     ),
     "soft_logit_stats_backward": SelfTest(lambda: [_logits(), _probabilities()], _soft_stats_backward, _soft_stats_gradient),
-    "logit_stats_backward_": SelfTest(lambda: [_logits()], _logit_stats_backward_, _overwritten),
+    "logit_stats_backward_": SelfTest(lambda: [_logits()], _logit_stats_backward_, _overwritten, differentiable=False),
     "linear_logit_stats": SelfTest(_head, _linear_stats(_ops.linear_logit_stats), _linear_stats(linear_reference.linear_logit_stats)),
     "linear_logit_stats_backward": SelfTest(_head, _linear_stats_backward, _linear_stats_gradient),
     "linear_row_loss": SelfTest(_head, _linear_loss(_ops.linear_row_loss), _linear_loss(linear_reference.linear_row_loss)),
     "logit_sum": SelfTest(_cosines, _sum(_ops.logit_sum), _sum(sface_reference.logit_sum)),
-    "logit_sum_backward": SelfTest(_cosines, _sum_backward, _sum_gradient),
-    "logit_sum_backward_": SelfTest(_cosines, _sum_backward_, lambda input: [d.detach() for d in _sum_gradient(input)]),
+    # linear in d_total, and the weights are constants: there is no derivative by input to compare
+    "logit_sum_backward": SelfTest(
+        _cosines, _sum_backward, lambda input: _sum_gradient(input.clone().requires_grad_()), differentiable=False
+    ),
+    "logit_sum_backward_": SelfTest(
+        _cosines, _sum_backward_, lambda input: _sum_gradient(input.clone().requires_grad_()), differentiable=False
+    ),
     "linear_logit_sum": SelfTest(lambda: _head()[:2], _linear_sum(_ops.linear_logit_sum), _linear_sum(sface_reference.linear_logit_sum)),
     "linear_logit_sum_backward": SelfTest(lambda: _head()[:2], _linear_sum_backward, _linear_sum_gradient),
     "linear_two_logit_stats": SelfTest(
@@ -358,14 +363,17 @@ SELF_TESTS: dict[str, SelfTest] = {
         lambda: [_logits()],
         _pair_tile(_ops.pair_tile_stats, None, None, None, 1),
         _pair_tile(pair_reference.pair_tile_stats, None, None, None, 1),
+        differentiable=False,
     ),
-    "pair_tile_stats_backward_": SelfTest(lambda: [_logits()], _pair_tile_backward_, _pair_tile_gradient),
+    "pair_tile_stats_backward_": SelfTest(lambda: [_logits()], _pair_tile_backward_, _pair_tile_gradient, differentiable=False),
     "pair_tile_extremes": SelfTest(
-        lambda: [_logits()], _pair_tile(_ops.pair_tile_extremes, 1), _pair_tile(pair_reference.pair_tile_extremes, 1)
+        lambda: [_logits()], _pair_tile(_ops.pair_tile_extremes, 1), _pair_tile(pair_reference.pair_tile_extremes, 1), differentiable=False
     ),
     "pair_stats": SelfTest(_pairs, _pair_stats(_ops.pair_stats), _pair_stats(pair_reference.pair_stats)),
     "pair_stats_backward": SelfTest(_pairs, _pair_stats_backward, _pair_stats_gradient),
-    "pair_extremes": SelfTest(_pairs, _pair_extremes(_ops.pair_extremes), _pair_extremes(pair_reference.pair_extremes)),
+    "pair_extremes": SelfTest(
+        _pairs, _pair_extremes(_ops.pair_extremes), _pair_extremes(pair_reference.pair_extremes), differentiable=False
+    ),
     "first_invalid_target": SelfTest(
         lambda: [torch.tensor([3, -100, 6, 7, -1])], _invalid(_ops.first_invalid_target), _invalid(reference.first_invalid_target)
     ),
