@@ -64,6 +64,15 @@ def test_env_fails_when_only_a_gradient_disagrees(monkeypatch):
     assert not outcome.ok
 
 
+def test_env_fails_when_an_op_has_lost_its_gradient(monkeypatch):
+    test = self_test.SELF_TESTS["linear_logit_stats"]
+    lost = dataclasses.replace(test, ours=lambda *leaves: [y.detach() for y in test.ours(*leaves)])
+    monkeypatch.setitem(self_test.SELF_TESTS, "linear_logit_stats", lost)
+    (outcome,) = [o for o in self_test.self_test("cpu") if o.op == "linear_logit_stats"]
+    assert not outcome.ok
+    assert "does not require grad" in outcome.reason
+
+
 def test_env_fails_on_nan_on_an_exception_and_on_an_op_without_a_test(monkeypatch):
     def refuse(x):
         raise RuntimeError("refused")

@@ -11,6 +11,7 @@ from . import (
     _gpu,  # noqa: F401  registers the GPU implementations
     distances,
     logit_maps,
+    ops,  # noqa: F401  registers their fakes and derivatives
     pair_forms,
     reference,
     row_losses,
@@ -55,13 +56,6 @@ from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from .linear_kl_logit import LinearKLLogitLoss, linear_kl_logit_loss
 from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
-from .ops import cross_entropy as _cross_entropy_ops  # noqa: F401  fakes and derivatives
-from .ops import distance as _distance_ops  # noqa: F401  fakes and derivatives
-from .ops import kl_logit as _kl_logit_ops  # noqa: F401  fakes and derivatives
-from .ops import linear_cross_entropy as _linear_cross_entropy_ops  # noqa: F401  fakes, derivatives, walks
-from .ops import linear_kl_logit as _linear_kl_logit_ops  # noqa: F401  fakes, derivatives, walks
-from .ops import pair_loss as _pair_loss_ops  # noqa: F401  fakes, derivatives, walks
-from .ops import sface as _sface_ops  # noqa: F401  fakes, derivatives, walks
 from .pair_loss import (
     BatchHardTripletLoss,
     InfoNCELoss,
