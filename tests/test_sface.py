@@ -40,7 +40,8 @@ CASES = (
         options={**SOFT, "ignore_index": 2},
     ),
     Case(
-        "tiles", head(2200, 40, -100), "several tiles, above one cache block", rows=20, native=BOTH, differentiable=BOTH,
+        "tiles", head(2200, 40, -100), "several tiles, above one cache block; wide and steep, or signed cosines cancel in the sum",
+        rows=20, native=BOTH, differentiable=BOTH,
         options={"k": 30.0, "max_workspace_bytes": 900_000},
     ),
     Case("published", head(37, 9), "the paper's constants", native=BOTH, differentiable=BOTH),
