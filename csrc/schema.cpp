@@ -36,6 +36,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
       "Tensor target, Tensor? weight, Tensor? margin, Tensor nll, Tensor lse, Tensor lse_residual, int ignore_index, str logit_map, "
       "float[] map_params, bool spread, int first_class, int? num_classes, int? max_workspace_bytes, bool[] wants) "
       "-> (Tensor d_input, Tensor d_weight, Tensor d_bias, Tensor d_margin)");
+  // target [N, V]: class probabilities; wants has its gradient in the place of margin's
+  m.def(
+      "linear_soft_logit_stats(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, "
+      "float label_smoothing, str logit_map, float[] map_params, int? max_workspace_bytes=None) "
+      "-> (Tensor xent, Tensor lse, Tensor lse_residual, Tensor mass)");
+  m.def(
+      "linear_soft_logit_stats_backward(Tensor d_xent, Tensor d_lse, Tensor? d_mass, Tensor input, Tensor linear_weight, "
+      "Tensor? linear_bias, Tensor target, Tensor? weight, Tensor lse, Tensor lse_residual, Tensor mass, float label_smoothing, "
+      "str logit_map, float[] map_params, int? max_workspace_bytes, bool[] wants) "
+      "-> (Tensor d_input, Tensor d_weight, Tensor d_bias, Tensor d_target)");
   // loss = sum_i row_scale_i rows_i with the gradients for an upstream of 1, computed in the same walk. Backward scales them by the
   // upstream: in place, unless the graph is retained.
   m.def(

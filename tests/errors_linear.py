@@ -9,9 +9,10 @@ import nearlinear
 import torch
 from nearlinear import plan
 from nearlinear.logit_maps import Arcosh, Power
-from nearlinear.score_maps import ArcMargin, Cosine
+from nearlinear.score_maps import ArcMargin, Cosine, CosMargin
 
 X, W, Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.tensor([0, 1, 2])
+SOFT = torch.full((3, 5), 0.2)
 
 
 def lce(input: Any = X, linear_weight: Any = W, target: Any = Y, **options: Any) -> Callable[[], Any]:
@@ -36,11 +37,20 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     # labels
     (lce(target=Y.int()), TypeError, f"{NAME}: target must be int64 (or uint8), got torch.int32; use target.long()"),
-    (lce(target=Y.float()), TypeError, f"{NAME}: target must be int64 (or uint8), got torch.float32"),
     (
-        lce(target=torch.full((3, 5), 0.2)), NotImplementedError,
-        f"{NAME}: target must be class indices; for class probabilities use nearlinear.cross_entropy",
+        lce(target=Y.float()), TypeError,
+        f"{NAME}: target must be int64 (or uint8), got torch.float32; class probabilities need the shape (3, 5)",
     ),
+    (lce(target=SOFT, row_loss="gce"), ValueError, f"{NAME}: row_loss must be 'ce' with class probabilities, got 'gce'"),
+    (
+        lce(target=SOFT, ignore_index=2), ValueError,
+        f"{NAME}: ignore_index must be negative with class probabilities (it has no effect there), got 2",
+    ),
+    (
+        lce(target=SOFT, logit_map=CosMargin(2.0, 0.1)), ValueError,
+        f"{NAME}: target must be class indices with logit_map=CosMargin(scale=2.0, margin=0.1): its margin belongs to one class",
+    ),
+    (lce(target=SOFT, process_group=object()), NotImplementedError, f"{NAME}: target must be class indices with process_group"),
     (lce(target=torch.tensor([0, 7, 2])), IndexError, f"{NAME}: target[1] = 7 is out of range [0, 5) and is not ignore_index=-100"),
     (
         lce(target=torch.tensor([0, 1, -1]), reduction="none"), IndexError,

@@ -173,6 +173,58 @@ class TestGradientsInForward(TestLinearCrossEntropy):
         return 64 * len(made["target"]) + 128 + sum(made[name].nbytes for name in case.differentiable)
 
 
+def soft(classes: int, features: int, **extra: str) -> Any:
+    """:func:`head` with class probabilities."""
+    labelled = head(classes, features, **extra)
+
+    def make(draw: Draw, rows: int) -> Inputs:
+        return {**labelled(draw, rows), "target": draw.normal(rows, classes).softmax(1)}
+
+    return make
+
+
+class TestClassProbabilities(Battery):
+    """Soft targets: another op, whose tiles hold all classes of some rows."""
+
+    function = staticmethod(nearlinear.linear_cross_entropy)
+    definition = staticmethod(reference.linear_cross_entropy)
+    casts_under_autocast = True
+    few_terms = True  # biases and row weights of a dozen rows
+    compiled: ClassVar[dict[str, str]] = {"soft": "aot_eager"}
+    cases = (
+        Case(
+            "soft", soft(5, 3, **EVERYTHING), "every option at once, all gradients", rows=5, native=NATIVE,
+            options={"label_smoothing": 0.1, "z_loss": 0.01}, differentiable=(*ALL, "target"), checked=True,
+        ),
+        Case(
+            "soft_tiles", soft(131, 9), "several tiles of rows", rows=70, native=(*BOTH, "target"), differentiable=(*BOTH, "target"),
+            options={"max_workspace_bytes": 60_000},
+        ),
+        Case(
+            "soft_harmonic", soft(7, 4), "a distance instead of a product", rows=12, native=NATIVE, differentiable=BOTH,
+            options={"logit_map": score_maps.Harmonic(2.0)}, checked=True,
+        ),
+    )  # fmt: skip
+
+    @classmethod
+    def same_path(cls, view: Tensor) -> bool:
+        return TestLinearCrossEntropy.same_path(view)
+
+    @classmethod
+    def op_samples(cls, device: torch.device) -> list[tuple[Any, tuple[Any, ...], tuple[int, ...]]]:
+        draw = Draw()
+        x, w, b = (draw.normal(*shape).float().to(device) for shape in ((5, 3), (7, 3), (7,)))
+        t, v = draw.normal(5, 7).softmax(1).float().to(device), draw.positive(7).float().to(device)
+        arguments = (x, w, b, t, v, 0.1, "soft_cap", [2.0], None)
+        xent, lse, residual, mass = ops.linear_soft_logit_stats(*arguments)
+        up = [torch.ones_like(xent)] * 3
+        backward = (*up, x, w, b, t, v, lse, residual, mass, *arguments[5:], [True] * 4)
+        return [
+            (ops.linear_soft_logit_stats.default, arguments, (0, 1, 2, 3)),
+            (ops.linear_soft_logit_stats_backward.default, backward, ()),
+        ]
+
+
 @pytest.mark.parametrize("record", [score_maps.Harmonic(20.0), score_maps.CosineHarmonic(20.0)], ids=lambda r: r.name)
 def test_a_feature_near_its_class_keeps_its_digits(record: score_maps.ScoreMap, device: torch.device) -> None:
     """|x - w|^2 is 1e-7 of |x|^2, less than a float32 product resolves: the target's distance is computed on its own."""

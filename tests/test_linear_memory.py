@@ -67,6 +67,25 @@ def _rows(x: Tensor, w: Tensor, y: Tensor, **options: Any) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(nearlinear.linear_cross_entropy(x, w, y, **options), (x, w), ones)
 
 
+@pytest.mark.parametrize("limit", [3_000_000, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=lambda d: str(d)[6:])
+def test_peak_with_class_probabilities(dtype: torch.dtype, limit: int | None) -> None:
+    n, d, v = 500, 32, 5000
+    torch.manual_seed(0)
+    x, w = torch.randn(n, d).to(dtype).requires_grad_(), torch.randn(v, d).to(dtype).requires_grad_()
+    t = torch.randn(n, v).softmax(1).requires_grad_()
+    planned = plan(n, v, d, dtype, soft_target=True, max_workspace_bytes=limit)
+    assert planned.classes == v
+    results = x.nbytes + w.nbytes + t.nbytes
+
+    def run() -> Any:
+        return torch.autograd.grad(nearlinear.linear_cross_entropy(x, w, t, max_workspace_bytes=limit), (x, w, t))
+
+    run()
+    peak = peak_bytes(run)
+    assert peak <= results + planned.workspace_bytes + (64 << 10), f"{peak - results:,} beside the results"
+
+
 def test_without_gradients_scores_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from nearlinear.linear_tiles import _Walker
 

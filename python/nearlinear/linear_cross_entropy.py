@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
+from .linear_cross_entropy_soft import soft_cross_entropy
 from .logit_maps import Identity, LogitMap, SoftCap
 from .ops._register import stats_dtype
 from .ops.linear_cross_entropy import row_terms
@@ -55,7 +56,8 @@ def linear_cross_entropy(
         input: features of shape (..., D); float32, float64, bfloat16 or float16; any strides.
         linear_weight: class vectors of shape (V, D), dtype of ``input`` (under autocast both are cast, as by ``F.linear``; distance maps
             compute in float32).
-        target: class indices in [0, V), int64 or uint8, of the shape of ``input`` without its last dim.
+        target: class indices in [0, V), int64 or uint8, of the shape of ``input`` without its last dim; or class probabilities, floating,
+            of shape (..., V), differentiable.
         linear_bias: shape (V,); only with the plain head (no ``logit_map``, or an elementwise one).
         weight: class weights w, shape (V,); must not require a gradient.
         ignore_index, reduction, label_smoothing, z_loss, sample_weight, normalizer, row_loss, check_targets: as in
@@ -76,10 +78,11 @@ def linear_cross_entropy(
     Raises:
         IndexError: a label outside [0, V) that is not ``ignore_index`` (CUDA: NaN row, zero gradient; see ``check_targets``).
         TypeError, ValueError: a dtype, a shape, an option or a workspace that does not fit, with what was expected.
-        NotImplementedError: class probabilities as target; ``weight`` requires a gradient; forward-mode AD; double backward with
-            ``process_group``.
+        NotImplementedError: class probabilities with ``process_group``; ``weight`` requires a gradient; forward-mode AD; double backward
+            with ``process_group``.
 
-    Cost: 6 N V D FLOP forward and backward together (8 in the forms named above), O(N) saved besides the gradients.
+    Cost: 6 N V D FLOP forward and backward together (8 in the forms named above and for class probabilities), O(N) saved besides the
+    gradients.
     Determinism: run_to_run, as far as torch's matrix product is. The weight's gradient is accumulated in float32.
     Source: the head of every language model; fused by Liger, CCE and others (see docs); logit maps cite theirs.
 
@@ -96,6 +99,11 @@ def linear_cross_entropy(
         input, linear_weight, target, linear_bias, weight, score_map, sample_weight=sample_weight, margin=margin, extra_lse=extra_lse
     )  # fmt: skip
     _checks.check_options(_NAME, record, label_smoothing, z_loss, normalizer, reduction)
+    if target.is_floating_point():
+        return soft_cross_entropy(
+            input, linear_weight, target, linear_bias, weight, ignore_index, reduction, label_smoothing, z_loss, sample_weight, normalizer,
+            record, score_map, extra_lse, max_workspace_bytes, process_group,
+        )  # fmt: skip
     shape, dtype = target.shape, stats_dtype(input)
     x, y = input.reshape(-1, input.shape[-1]), target.reshape(-1).long()
     weight = None if weight is None else weight.to(dtype).contiguous()
@@ -107,14 +115,7 @@ def linear_cross_entropy(
 
     v = None if sample_weight is None else sample_weight.to(dtype).reshape(-1).masked_fill(y == ignore_index, 0)
     w_y = shard.class_weight(y, ignore_index, dtype)
-    if reduction == "none":
-        scale: Tensor | None = v
-    elif reduction == "sum":
-        scale = torch.ones((), dtype=dtype, device=x.device) if v is None else v
-    else:
-        divisor = (w_y if v is None else v * w_y).sum() if normalizer is None else torch.as_tensor(normalizer, dtype=dtype, device=x.device)
-        divisor = divisor.masked_fill(divisor == 0, math.nan) if normalizer is None else divisor
-        scale = (1 if v is None else v) / divisor
+    scale = _row_scale(reduction, v, w_y, normalizer)
 
     divisor_of_nothing = reduction == "mean" and normalizer is None and y.numel() == 0  # 0 / 0, as torch
     fused = scale is not None and reduction != "none" and process_group is None and type(record) is ROW_LOSSES.get(record.name)
@@ -139,6 +140,20 @@ def linear_cross_entropy(
     if reduction == "none":
         return rows.reshape(shape)
     return rows.sum() + math.nan if divisor_of_nothing else rows.sum()
+
+
+def _row_scale(reduction: str, v: Tensor | None, w_y: Tensor, normalizer: float | Tensor | None) -> Tensor | None:
+    """Factor of each row in the sum that is the loss; None: 1. ``w_y``: the class weight of its label, 0 where ignored."""
+    if reduction == "none":
+        return v
+    if reduction == "sum":
+        return w_y.new_ones(()) if v is None else v
+    if normalizer is None:
+        divisor = (w_y if v is None else v * w_y).sum()
+        divisor = divisor.masked_fill(divisor == 0, math.nan)
+    else:
+        divisor = torch.as_tensor(normalizer, dtype=w_y.dtype, device=w_y.device)
+    return (1 if v is None else v) / divisor
 
 
 def _score_map(logit_map: LogitMap | ScoreMap | None, softcap: float | None) -> ScoreMap:
@@ -167,7 +182,7 @@ def _check(
     **by_row: Tensor | None,
 ) -> None:  # fmt: skip
     require = _checks.require
-    check_head(_NAME, input, linear_weight, target, linear_bias, **by_row)
+    check_head(_NAME, input, linear_weight, target, linear_bias, probabilities=True, **by_row)
     if linear_bias is not None:
         no_bias = f"linear_bias must be None with logit_map={score_map}: such a logit has no bias"
         require(isinstance(score_map, Dot), ValueError, _NAME, no_bias)
@@ -179,9 +194,10 @@ def _check(
 
 
 def check_head(
-    function: str, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None, **by_row: Tensor | None
-) -> None:
-    """Features, class vectors, labels, and tensors with one number a row (``extra_lse`` may be a scalar)."""
+    function: str, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None, *, probabilities: bool = False,
+    **by_row: Tensor | None,
+) -> None:  # fmt: skip
+    """Features, class vectors, labels (or probabilities), and tensors with one number a row (``extra_lse`` may be a scalar)."""
     require = _checks.require
     native = {"linear_weight": linear_weight, "linear_bias": linear_bias}
     for name, tensor in {"input": input, **native, **by_row}.items():
@@ -195,7 +211,7 @@ def check_head(
     )
     num_classes = got[0]
     require(num_classes > 0, ValueError, function, "linear_weight must have at least one class, got V=0")
-    _check_target(function, input, target, num_classes)
+    _check_target(function, input, target, num_classes, probabilities)
     if linear_bias is not None:
         _checks.check_shape(function, "linear_bias", linear_bias, (num_classes,), f"(V,) with V={num_classes}")
     for name, tensor in by_row.items():
@@ -207,13 +223,14 @@ def check_head(
     _checks.check_devices(function, input, target=target, **native, **by_row)
 
 
-def _check_target(function: str, input: Tensor, target: Tensor, num_classes: int) -> None:
+def _check_target(function: str, input: Tensor, target: Tensor, num_classes: int, probabilities: bool) -> None:
     _checks.check_tensor(function, "target", target)
     rows = tuple(input.shape[:-1])
-    if target.is_floating_point() and target.shape == (*rows, num_classes):
-        raise NotImplementedError(f"{function}: target must be class indices; for class probabilities use nearlinear.cross_entropy")
+    if probabilities and target.is_floating_point() and target.shape == (*rows, num_classes):
+        return
     if target.dtype not in (torch.int64, torch.uint8):
-        remedy = "" if target.is_floating_point() else "; use target.long()"
+        of_shape = f"; class probabilities need the shape {(*rows, num_classes)}" if probabilities else ""
+        remedy = of_shape if target.is_floating_point() else "; use target.long()"
         raise TypeError(f"{function}: target must be int64 (or uint8), got {target.dtype}{remedy}")
     _checks.check_shape(function, "target", target, rows, f"{rows} for input of shape {tuple(input.shape)}")
 

@@ -39,6 +39,7 @@ def plan(
     *,
     device_type: str = "cpu",
     score_map: ScoreMap | None = None,
+    soft_target: bool = False,
     max_workspace_bytes: int | None = None,
 ) -> Plan:
     """The fastest tiling by the chunk law whose workspace keeps to ``max_workspace_bytes``; of nearly equal ones the smallest.
@@ -48,6 +49,7 @@ def plan(
         dtype: of features and weight.
         device_type: ``"cpu"`` or ``"cuda"``.
         score_map: record of :mod:`nearlinear.score_maps`; None is the plain dot product.
+        soft_target: the target is class probabilities: all classes in one tile, and its gradient in a tile of its own.
         max_workspace_bytes: limit; None is 256 MiB on CPU and 1 GiB on CUDA.
 
     Raises:
@@ -55,13 +57,15 @@ def plan(
     """
     limit = DEFAULT_WORKSPACE_BYTES[device_type] if max_workspace_bytes is None else max_workspace_bytes
     n, v = max(num_rows, 1), max(num_classes, 1)
-    sizes = {(-(-n // a), -(-v // b)) for a, b in product(_SPLITS, _SPLITS) if a <= n and b <= v} | {(1, 1)}
+    sizes = {(-(-n // a), -(-v // b)) for a, b in product(_SPLITS, _SPLITS) if a <= n and b <= v} | {(1, 1), (1, v)}
+    sizes = {(rows, classes) for rows, classes in sizes if classes == v or not soft_target}
     found = []
     for rows, classes in sizes:
         products = 3 if classes == v else 4
         law = HALF_SPEED[device_type]
         time = products * (1 + law / rows) * (1 + law / classes)
-        found.append((time, Plan(rows, classes, products, workspace(rows, classes, n, v, num_features, dtype, device_type, score_map))))
+        size = workspace(rows, classes, n, v, num_features, dtype, device_type, score_map, soft_target)
+        found.append((time, Plan(rows, classes, products, size)))
     fitting = [(time, p) for time, p in found if p.workspace_bytes <= limit]
     if not fitting:
         least = min(p.workspace_bytes for _, p in found)
@@ -71,8 +75,9 @@ def plan(
 
 
 def workspace(
-    rows: int, classes: int, n: int, v: int, features: int, dtype: torch.dtype, device_type: str, score_map: ScoreMap | None
-) -> int:
+    rows: int, classes: int, n: int, v: int, features: int, dtype: torch.dtype, device_type: str, score_map: ScoreMap | None,
+    soft_target: bool = False,
+) -> int:  # fmt: skip
     """Bytes beside the results: the tile, converted or embedded operands, the float32 accumulator of a 16-bit weight, row vectors."""
     wide = 8 if dtype == torch.float64 else 4
     half = dtype.itemsize == 2
@@ -80,6 +85,8 @@ def workspace(
     on_half = half and plain and device_type == "cuda"  # 16-bit operands, float32 products
     columns = features + (0 if score_map is None else score_map.embedding.extra)
     total = rows * classes * (wide + (2 if on_half else 0))
+    if soft_target:  # the gradients of scores and target
+        total += 2 * rows * classes * wide
     # a gathered or converted copy of the rows, and their gradient before it is converted, embedded back or complete
     total += 2 * rows * columns * wide
     if half or not plain:

@@ -26,7 +26,7 @@ from .score_maps import ScoreMap
 
 @dataclass
 class Head:
-    """One call's tensors and options."""
+    """One call's tensors and options. ``target``: a label per row, or class probabilities [N, V], which want all classes in one tile."""
 
     input: Tensor
     linear_weight: Tensor
@@ -48,6 +48,7 @@ class Head:
         self.map_arguments = elementwise.name, elementwise.params
         self.on_half = self.input.dtype.itemsize == 2 and self.input.is_cuda and self.embedding.identity
         self.held = self.linear_weight.shape[0]
+        self.soft = self.target.dim() == 2
         self.classes_in_all = self.held if self.num_classes is None else self.num_classes
 
     @property
@@ -57,7 +58,7 @@ class Head:
     def plan(self, num_rows: int) -> Plan:
         return plan(
             num_rows, self.held, self.input.shape[1], self.input.dtype, device_type=self.input.device.type, score_map=self.score_map,
-            max_workspace_bytes=self.max_workspace_bytes,
+            soft_target=self.soft, max_workspace_bytes=self.max_workspace_bytes,
         )  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def walk(
         if upstream is None:
             continue
         up = upstream(found, index)
-        if any(gradients.wants):
+        if any(gradients.wants) or head.soft:  # probabilities have a gradient too
             walker.gradient(found, up)
     return stats, gradients.results(head)
 
@@ -141,7 +142,7 @@ def walk(
 def _kept_rows(head: Head) -> Tensor | None:
     """Rows that are not ignored, on CPU, where leaving the others out saves their share of the products; None: all, or on CUDA, where
     finding them would synchronise."""
-    if head.input.is_cuda:
+    if head.input.is_cuda or head.soft:
         return None
     kept = head.target != head.ignore_index
     return None if bool(kept.all()) else kept.nonzero().flatten()
@@ -204,6 +205,8 @@ class _Walker:
 
     def replace_target(self, tile: Tensor, w: Tensor, begin: int) -> _Target | None:
         head = self.head
+        if head.soft:
+            return None
         label = self.labels - (head.first_class + begin)
         place = label.clamp(0, tile.shape[1] - 1)
         product = tile.gather(1, place.unsqueeze(1)).squeeze(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .linear_tiles import Head
 
-__all__ = ["PlainSum", "Softmax", "Stats", "Total", "Upstream", "merge"]
+__all__ = ["PlainSum", "SoftStats", "SoftTarget", "SoftUpstream", "Softmax", "Stats", "Total", "Upstream", "merge"]
 
 _ops = torch.ops.nearlinear
 
@@ -88,6 +88,47 @@ def merge(a: Stats, mass_a: Tensor | float, b: Stats, mass_b: Tensor | float) ->
     if spread.numel():
         spread = (a.spread + mass_a * gain_a + (b.spread + mass_b * gain_b)).to(a.lse.dtype)
     return Stats(nll.to(a.lse.dtype), high, spread, residual.to(a.lse.dtype))
+
+
+class SoftStats(NamedTuple):
+    """Row statistics as ``soft_logit_stats`` returns them."""
+
+    xent: Tensor
+    lse: Tensor
+    lse_residual: Tensor
+    mass: Tensor
+
+
+class SoftUpstream(NamedTuple):
+    d_xent: Tensor
+    d_lse: Tensor
+    d_mass: Tensor | None
+    d_target: Tensor  # where the gradient of these rows' target is written
+
+
+class SoftTarget:
+    """Cross-entropy against class probabilities, and the log-sum-exp. All classes are in one tile, so nothing is merged."""
+
+    def __init__(self, head: Head, label_smoothing: float) -> None:
+        self.head, self.label_smoothing = head, label_smoothing
+        self.options = head.weight, label_smoothing, *head.map_arguments
+
+    def empty(self, rows: int, zeros: bool) -> SoftStats:
+        return SoftStats(*(_rows(self.head, rows, zeros) for _ in range(4)))
+
+    def of_tile(self, tile: Tensor, target: Tensor, begin: int, end: int) -> SoftStats:
+        return SoftStats(*_ops.soft_logit_stats(tile, target, *self.options))
+
+    def overwrite(self, tile: Tensor, target: Tensor, stats: SoftStats, up: SoftUpstream, begin: int, end: int) -> None:
+        weight, *options = self.options
+        wants_target, (_, *known) = up.d_target.numel() > 0, stats
+        d_tile, d_target = _ops.soft_logit_stats_backward(up.d_xent, up.d_lse, tile, target, weight, *known, *options, wants_target)
+        tile.copy_(d_tile)
+        if wants_target:
+            up.d_target.copy_(d_target)
+            if up.d_mass is not None:
+                slope = (1 - self.label_smoothing) * up.d_mass.unsqueeze(1)
+                up.d_target.add_(slope if weight is None else slope * weight)
 
 
 class Total(NamedTuple):

@@ -18,7 +18,7 @@ from ..logit_maps import Identity, LogitMap, SoftCap
 from ..score_maps import Dot, ScoreMap, get_score_map
 from . import cross_entropy as _logits
 
-__all__ = ["linear_cross_entropy", "linear_logit_stats", "linear_row_loss", "scores"]
+__all__ = ["linear_cross_entropy", "linear_logit_stats", "linear_row_loss", "linear_soft_logit_stats", "scores"]
 
 
 def scores(
@@ -49,6 +49,28 @@ def linear_logit_stats(
     return _logits.logit_stats(
         product, target, weight, ignore_index, elementwise.name, elementwise.params, spread, first_class, num_classes
     )
+
+
+def linear_soft_logit_stats(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None, label_smoothing: float,
+    logit_map: str, map_params: list[float], max_workspace_bytes: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """``cross_entropy.soft_logit_stats`` of the scores and class probabilities [N, V]."""
+    record = get_score_map(logit_map, map_params)
+    product = record.product(input, linear_weight)
+    product = product if linear_bias is None else product + linear_bias
+    return _logits.soft_logit_stats(product, target, weight, label_smoothing, record.elementwise.name, record.elementwise.params)
+
+
+def _soft_rows(
+    z: Tensor, target: Tensor, weight: Tensor | None, extra_lse: Tensor | None, label_smoothing: float, z_loss: float
+) -> Tensor:  # fmt: skip
+    """Loss per row of logits z against class probabilities."""
+    xent, lse, _, mass = _logits.soft_logit_stats(z, target, weight, label_smoothing, "identity", [])
+    if extra_lse is not None:
+        total = torch.logaddexp(lse, extra_lse.expand(len(z)))
+        xent, lse = xent + mass * (total - lse), total
+    return xent + z_loss * lse**2
 
 
 def _rows(
@@ -90,17 +112,26 @@ def linear_cross_entropy(
     """Same arguments as :func:`nearlinear.linear_cross_entropy`, the last three without effect; builds the logits [N, V]."""
     elementwise = SoftCap(softcap) if softcap is not None else Identity() if logit_map is None else logit_map
     score_map = elementwise if isinstance(elementwise, ScoreMap) else Dot(elementwise)
-    x, y = input.reshape(-1, input.shape[-1]), target.reshape(-1)
+    soft = target.is_floating_point()
+    x, y = input.reshape(-1, input.shape[-1]), target.reshape(-1, target.shape[-1]) if soft else target.reshape(-1)
     flat = [None if t is None or t.dim() == 0 else t.reshape(-1) for t in (margin, sample_weight, extra_lse)]
     extra = extra_lse if extra_lse is not None and extra_lse.dim() == 0 else flat[2]
-    z = score_map.elementwise(scores(x, linear_weight, linear_bias, y, flat[0], score_map))
-    rows = _rows(z, y, weight, extra, ignore_index, row_losses.get_row_loss(row_loss, "linear_cross_entropy"), label_smoothing, z_loss)
-    kept = y != ignore_index
-    v = (torch.ones_like(rows) if flat[1] is None else flat[1]).masked_fill(~kept, 0)
+    if soft:
+        product = score_map.product(x, linear_weight)
+        z = score_map.elementwise(product if linear_bias is None else product + linear_bias)
+        rows = _soft_rows(z, y, weight, extra, label_smoothing, z_loss)
+        v = divisor_rows = torch.ones_like(rows) if flat[1] is None else flat[1]
+    else:
+        z = score_map.elementwise(scores(x, linear_weight, linear_bias, y, flat[0], score_map))
+        record = row_losses.get_row_loss(row_loss, "linear_cross_entropy")
+        rows = _rows(z, y, weight, extra, ignore_index, record, label_smoothing, z_loss)
+        kept = y != ignore_index
+        v = (torch.ones_like(rows) if flat[1] is None else flat[1]).masked_fill(~kept, 0)
+        divisor_rows = v if weight is None else v * weight[y.masked_fill(~kept, 0)]
     rows = v * rows
     if reduction == "none":
-        return rows.reshape(target.shape)
+        return rows.reshape(input.shape[:-1])
     if reduction == "sum":
         return rows.sum()
-    divisor = (v if weight is None else v * weight[y.masked_fill(~kept, 0)]).sum()
+    divisor = divisor_rows.sum()
     return rows.sum() / (divisor.masked_fill(divisor == 0, math.nan) if normalizer is None else normalizer)
