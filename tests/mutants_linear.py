@@ -2,6 +2,7 @@
 
 BATTERY = "tests/test_linear_cross_entropy.py::TestLinearCrossEntropy::test_error_budget"
 FORWARD = "tests/test_linear_cross_entropy.py::TestGradientsInForward"
+PROBABILITIES = "tests/test_linear_cross_entropy.py::TestClassProbabilities::test_gradients_in_float64"
 RIVALS, MEMORY, HEADS = "tests/test_linear_rivals.py", "tests/test_linear_memory.py", "tests/test_heads.py"
 SHARDS, SFACE = "tests/test_cross_entropy_shards.py", "tests/test_sface.py"
 
@@ -35,6 +36,10 @@ PYTHON = [
     (OPS, "if torch.is_grad_enabled():  # create_graph", "if False:  # create_graph", f"{RIVALS} -k double_backward"),
     (OPS, "if not target.is_cuda and (bad", "if False and (bad", f"{RIVALS} -k labels_out_of_range"),
     (PUBLIC, "return loss + math.nan if divisor_of_nothing else loss", "return loss", f"{RIVALS} -k empty_batch"),
+    # class probabilities
+    (REDUCERS, "slope = (1 - self.label_smoothing) * up.d_mass", "slope = up.d_mass", f"{PROBABILITIES} -k 'soft-'"),
+    (TILES, "if any(gradients.wants) or head.soft:", "if any(gradients.wants):", f"{PROBABILITIES} -k 'soft-'"),
+    (PLAN, "        total += 2 * rows * classes * wide\n", "", f"{MEMORY} -k probabilities"),
     # class-parallel
     (PARALLEL, "mass.squeeze() - own_mass", "0.0", "tests/test_vocab_parallel.py"),
     (PARALLEL, "by_place[i] = _gather(by_place[i], ctx.shard.group).sum(0)", "pass", "tests/test_vocab_parallel.py"),

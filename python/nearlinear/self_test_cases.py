@@ -11,12 +11,22 @@ from torch import Tensor
 from .reference import cross_entropy as reference
 from .reference import distance as distance_reference
 from .reference import kl_logit as kl_reference
-from .reference import linear_cross_entropy as linear_reference
 from .reference import linear_kl_logit as linear_kl_reference
 from .reference import pair_loss as pair_reference
 from .reference import sface as sface_reference
 
-__all__ = ["SELF_TESTS", "SelfTest", "wave"]
+__all__ = [
+    "HARD",
+    "SELF_TESTS",
+    "SOFT",
+    "SelfTest",
+    "class_weight",
+    "head",
+    "labels",
+    "probabilities",
+    "upstream",
+    "wave",
+]
 
 
 @dataclass(frozen=True)
@@ -36,73 +46,73 @@ def wave(like: Tensor, phase: float = 0.4) -> Tensor:
 
 _ops = torch.ops.nearlinear
 _ROWS, _CLASSES = 6, 37
-_HARD = (-100, "soft_cap", [5.0], True)  # ignore_index, logit map and its parameters, spread
-_SOFT: tuple[float, str, list[float]] = (0.1, "identity", [])
+HARD = (-100, "soft_cap", [5.0], True)  # ignore_index, logit map and its parameters, spread
+SOFT: tuple[float, str, list[float]] = (0.1, "identity", [])
 
 
 def _logits() -> Tensor:
     return 3 * wave(torch.empty(_ROWS, _CLASSES))
 
 
-def _labels(like: Tensor) -> Tensor:
+def labels(like: Tensor) -> Tensor:
     return torch.tensor([0, 36, 5, -100, 17, 5], device=like.device)
 
 
-def _class_weight(like: Tensor) -> Tensor:
+def class_weight(like: Tensor) -> Tensor:
     return wave(like[0], 2.0).detach().abs()
 
 
-def _probabilities() -> Tensor:
+def probabilities() -> Tensor:
     return wave(torch.empty(_ROWS, _CLASSES), 1.0).softmax(1)
 
 
-def _upstream(like: Tensor, count: int) -> list[Tensor]:
+def upstream(like: Tensor, count: int) -> list[Tensor]:
     return [wave(like[:, 0], float(k)).detach() for k in range(1, count + 1)]
 
 
 def _logit_stats(stats: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
     def outputs(input: Tensor) -> Sequence[Tensor]:
-        return stats(input, _labels(input), _class_weight(input), *_HARD)[:3]
+        return stats(input, labels(input), class_weight(input), *HARD)[:3]
 
     return outputs
 
 
 def _logit_stats_backward(input: Tensor) -> Sequence[Tensor]:
-    labels, weight = _labels(input), _class_weight(input)
+    target, weight = labels(input), class_weight(input)
     with torch.no_grad():
-        nll, lse, _, residual = _ops.logit_stats(input, labels, weight, *_HARD)
-    return [_ops.logit_stats_backward(*_upstream(input, 3), input, labels, weight, nll, lse, residual, *_HARD)]
+        nll, lse, _, residual = _ops.logit_stats(input, target, weight, *HARD)
+    return [_ops.logit_stats_backward(*upstream(input, 3), input, target, weight, nll, lse, residual, *HARD)]
 
 
 def _logit_stats_gradient(input: Tensor) -> Sequence[Tensor]:
     outputs = _logit_stats(reference.logit_stats)(input)
-    return torch.autograd.grad(outputs, input, _upstream(input, 3), create_graph=True)
+    return torch.autograd.grad(outputs, input, upstream(input, 3), create_graph=True)
 
 
 def _soft_stats(stats: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
     def outputs(input: Tensor, target: Tensor) -> Sequence[Tensor]:
-        return stats(input, target, _class_weight(input), *_SOFT)[:2]
+        return stats(input, target, class_weight(input), *SOFT)[:2]
 
     return outputs
 
 
 def _soft_stats_backward(input: Tensor, target: Tensor) -> Sequence[Tensor]:
-    weight = _class_weight(input)
+    weight = class_weight(input)
     with torch.no_grad():
-        _, lse, residual, mass = _ops.soft_logit_stats(input, target, weight, *_SOFT)
-    d_input, d_target = _ops.soft_logit_stats_backward(*_upstream(input, 2), input, target, weight, lse, residual, mass, *_SOFT, True)
+        _, lse, residual, mass = _ops.soft_logit_stats(input, target, weight, *SOFT)
+    d_input, d_target = _ops.soft_logit_stats_backward(*upstream(input, 2), input, target, weight, lse, residual, mass, *SOFT, True)
     return [d_input, d_target]
 
 
 def _soft_stats_gradient(input: Tensor, target: Tensor) -> Sequence[Tensor]:
     outputs = _soft_stats(reference.soft_logit_stats)(input, target)
-    return torch.autograd.grad(outputs, (input, target), _upstream(input, 2), create_graph=True)
+    return torch.autograd.grad(outputs, (input, target), upstream(input, 2), create_graph=True)
 
 
 def _logit_stats_backward_(input: Tensor) -> Sequence[Tensor]:
-    labels, weight, logits = _labels(input), _class_weight(input), input.detach().clone()
-    nll, lse, _, residual = _ops.logit_stats(logits, labels, weight, *_HARD)
-    _ops.logit_stats_backward_(*_upstream(input, 3), logits, labels, weight, nll, lse, residual, *_HARD)
+    target, weight, logits = labels(input), class_weight(input), input.detach().clone()
+    nll, lse, _, residual = _ops.logit_stats(logits, target, weight, *HARD)
+    _ops.logit_stats_backward_(*upstream(input, 3), logits, target, weight, nll, lse, residual, *HARD)
     return [logits]
 
 
@@ -111,38 +121,9 @@ def _overwritten(input: Tensor) -> Sequence[Tensor]:
     return [gradient.detach() for gradient in _logit_stats_gradient(logits)]
 
 
-def _head() -> list[Tensor]:
+def head() -> list[Tensor]:
     """Features, class vectors, bias."""
     return [wave(torch.empty(_ROWS, 5)), wave(torch.empty(_CLASSES, 5), 1.0), wave(torch.empty(_CLASSES), 2.0)]
-
-
-def _linear_stats(stats: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
-    def outputs(input: Tensor, weight: Tensor, bias: Tensor) -> Sequence[Tensor]:
-        return stats(input, weight, bias, _labels(input), _class_weight(weight.T), None, *_HARD)[:3]
-
-    return outputs
-
-
-def _linear_stats_backward(input: Tensor, weight: Tensor, bias: Tensor) -> Sequence[Tensor]:
-    tensors = (input, weight, bias, _labels(input), _class_weight(weight.T), None)
-    with torch.no_grad():
-        nll, lse, _, residual = _ops.linear_logit_stats(*tensors, *_HARD)
-    arguments = (*_upstream(input, 3), *tensors, nll, lse, residual, *_HARD, 0, None, None, [True, True, True, False])
-    return list(_ops.linear_logit_stats_backward(*arguments)[:3])
-
-
-def _linear_stats_gradient(*leaves: Tensor) -> Sequence[Tensor]:
-    outputs = _linear_stats(linear_reference.linear_logit_stats)(*leaves)
-    return torch.autograd.grad(outputs, leaves, _upstream(leaves[0], 3), create_graph=True)
-
-
-def _linear_loss(loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
-    def outputs(input: Tensor, weight: Tensor, bias: Tensor) -> Sequence[Tensor]:
-        scale = _upstream(input, 1)[0]
-        options = (-100, "soft_cap", [4.0], "gce", [0.7], 0.0, 0.1, None, [True, True, True, False])
-        return loss(input, weight, bias, _labels(input), _class_weight(weight.T), None, scale, None, *options)[:1]
-
-    return outputs
 
 
 _SFACE = (-100, "sface", [3.0, 1.2])
@@ -153,40 +134,40 @@ def _cosines() -> list[Tensor]:
 
 
 def _sum(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
-    return lambda input: [function(input, _labels(input), *_SFACE)]
+    return lambda input: [function(input, labels(input), *_SFACE)]
 
 
 def _sum_backward(input: Tensor) -> Sequence[Tensor]:
-    return [_ops.logit_sum_backward(*_upstream(input, 1), input, _labels(input), *_SFACE)]
+    return [_ops.logit_sum_backward(*upstream(input, 1), input, labels(input), *_SFACE)]
 
 
 def _sum_backward_(input: Tensor) -> Sequence[Tensor]:
     cosines = input.detach().clone()
-    _ops.logit_sum_backward_(*_upstream(input, 1), cosines, _labels(input), *_SFACE)
+    _ops.logit_sum_backward_(*upstream(input, 1), cosines, labels(input), *_SFACE)
     return [cosines]
 
 
 def _sum_gradient(input: Tensor) -> Sequence[Tensor]:
     outputs = _sum(sface_reference.logit_sum)(input)
-    return torch.autograd.grad(outputs, input, _upstream(input, 1), create_graph=True)
+    return torch.autograd.grad(outputs, input, upstream(input, 1), create_graph=True)
 
 
 def _linear_sum(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
-    return lambda input, weight: [function(input, weight, _labels(input), *_SFACE)]
+    return lambda input, weight: [function(input, weight, labels(input), *_SFACE)]
 
 
 def _linear_sum_backward(input: Tensor, weight: Tensor) -> Sequence[Tensor]:
-    found = _ops.linear_logit_sum_backward(*_upstream(input, 1), input, weight, _labels(input), *_SFACE, None, [True, True])
+    found = _ops.linear_logit_sum_backward(*upstream(input, 1), input, weight, labels(input), *_SFACE, None, [True, True])
     return list(found)
 
 
 def _linear_sum_gradient(*leaves: Tensor) -> Sequence[Tensor]:
     outputs = _linear_sum(sface_reference.linear_logit_sum)(*leaves)
-    return torch.autograd.grad(outputs, leaves, _upstream(leaves[0], 1), create_graph=True)
+    return torch.autograd.grad(outputs, leaves, upstream(leaves[0], 1), create_graph=True)
 
 
 def _two_heads() -> list[Tensor]:
-    return [*_head()[:2], wave(torch.empty(_ROWS, 4), 3.0), wave(torch.empty(_CLASSES, 4), 4.0)]
+    return [*head()[:2], wave(torch.empty(_ROWS, 4), 3.0), wave(torch.empty(_CLASSES, 4), 4.0)]
 
 
 def _linear_kl(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -194,12 +175,12 @@ def _linear_kl(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor
 
 
 def _linear_kl_backward(*leaves: Tensor) -> Sequence[Tensor]:
-    return list(_ops.linear_two_logit_stats_backward(*_upstream(leaves[0], 1), *leaves, 0.5, None, [True] * 4))
+    return list(_ops.linear_two_logit_stats_backward(*upstream(leaves[0], 1), *leaves, 0.5, None, [True] * 4))
 
 
 def _linear_kl_gradient(*leaves: Tensor) -> Sequence[Tensor]:
     outputs = _linear_kl(linear_kl_reference.linear_two_logit_stats)(*leaves)
-    return torch.autograd.grad(outputs, leaves, _upstream(leaves[0], 1), create_graph=True)
+    return torch.autograd.grad(outputs, leaves, upstream(leaves[0], 1), create_graph=True)
 
 
 _PAIR_SCALE = [-2.0, 3.0]
@@ -277,12 +258,12 @@ def _two_stats(stats: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequen
 def _two_stats_backward(input: Tensor, target: Tensor) -> Sequence[Tensor]:
     with torch.no_grad():
         stats = _ops.two_logit_stats(input, target, 0.5)
-    return _ops.two_logit_stats_backward(*_upstream(input, 1), input, target, *stats, 0.5, True, True)
+    return _ops.two_logit_stats_backward(*upstream(input, 1), input, target, *stats, 0.5, True, True)
 
 
 def _two_stats_gradient(input: Tensor, target: Tensor) -> Sequence[Tensor]:
     outputs = _two_stats(kl_reference.two_logit_stats)(input, target)
-    return torch.autograd.grad(outputs, (input, target), _upstream(input, 1), create_graph=True)
+    return torch.autograd.grad(outputs, (input, target), upstream(input, 1), create_graph=True)
 
 
 def _two_logits() -> list[Tensor]:
@@ -338,13 +319,10 @@ SELF_TESTS: dict[str, SelfTest] = {
     "logit_stats": SelfTest(lambda: [_logits()], _logit_stats(_ops.logit_stats), _logit_stats(reference.logit_stats)),
     "logit_stats_backward": SelfTest(lambda: [_logits()], _logit_stats_backward, _logit_stats_gradient),
     "soft_logit_stats": SelfTest(
-        lambda: [_logits(), _probabilities()], _soft_stats(_ops.soft_logit_stats), _soft_stats(reference.soft_logit_stats)
+        lambda: [_logits(), probabilities()], _soft_stats(_ops.soft_logit_stats), _soft_stats(reference.soft_logit_stats)
     ),
-    "soft_logit_stats_backward": SelfTest(lambda: [_logits(), _probabilities()], _soft_stats_backward, _soft_stats_gradient),
+    "soft_logit_stats_backward": SelfTest(lambda: [_logits(), probabilities()], _soft_stats_backward, _soft_stats_gradient),
     "logit_stats_backward_": SelfTest(lambda: [_logits()], _logit_stats_backward_, _overwritten, differentiable=False),
-    "linear_logit_stats": SelfTest(_head, _linear_stats(_ops.linear_logit_stats), _linear_stats(linear_reference.linear_logit_stats)),
-    "linear_logit_stats_backward": SelfTest(_head, _linear_stats_backward, _linear_stats_gradient),
-    "linear_row_loss": SelfTest(_head, _linear_loss(_ops.linear_row_loss), _linear_loss(linear_reference.linear_row_loss)),
     "logit_sum": SelfTest(_cosines, _sum(_ops.logit_sum), _sum(sface_reference.logit_sum)),
     # linear in d_total, and the weights are constants: there is no derivative by input to compare
     "logit_sum_backward": SelfTest(
@@ -353,8 +331,8 @@ SELF_TESTS: dict[str, SelfTest] = {
     "logit_sum_backward_": SelfTest(
         _cosines, _sum_backward_, lambda input: _sum_gradient(input.clone().requires_grad_()), differentiable=False
     ),
-    "linear_logit_sum": SelfTest(lambda: _head()[:2], _linear_sum(_ops.linear_logit_sum), _linear_sum(sface_reference.linear_logit_sum)),
-    "linear_logit_sum_backward": SelfTest(lambda: _head()[:2], _linear_sum_backward, _linear_sum_gradient),
+    "linear_logit_sum": SelfTest(lambda: head()[:2], _linear_sum(_ops.linear_logit_sum), _linear_sum(sface_reference.linear_logit_sum)),
+    "linear_logit_sum_backward": SelfTest(lambda: head()[:2], _linear_sum_backward, _linear_sum_gradient),
     "linear_two_logit_stats": SelfTest(
         _two_heads, _linear_kl(_ops.linear_two_logit_stats), _linear_kl(linear_kl_reference.linear_two_logit_stats)
     ),
