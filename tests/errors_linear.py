@@ -9,7 +9,7 @@ import nearlinear
 import torch
 from nearlinear import plan
 from nearlinear.logit_maps import Arcosh, Power
-from nearlinear.score_maps import ArcMargin, Cosine, CosMargin
+from nearlinear.score_maps import ArcMargin, Cosine, CosMargin, HyperbolicMLR
 
 X, W, Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.tensor([0, 1, 2])
 SOFT = torch.full((3, 5), 0.2)
@@ -89,4 +89,5 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
      f"{NAME}: max_workspace_bytes must be >= 196 for N=1, V=1, D=0, got 1"),
     (lambda: Power(0.0), ValueError, "Power: exponent and eps must be > 0, got 0.0 and 0.0001"),
     (lambda: Arcosh(-1.0), ValueError, "Arcosh: scale must be > 0, got -1.0"),
+    (lambda: HyperbolicMLR(0.0), ValueError, "HyperbolicMLR: c must be > 0, got 0.0; the limit of c = 0 is a linear head"),
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import nearlinear
 import torch
 from nearlinear import pair_forms
-from nearlinear.score_maps import ArcMargin, StudentT
+from nearlinear.score_maps import ArcMargin, HyperbolicMLR, StudentT
 
 X, Y = torch.zeros(3, 4), torch.tensor([0, 1, 0])
 K, KEY = torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64)
@@ -37,6 +37,10 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         call("supcon_loss", logit_map=ArcMargin()), ValueError,
         f"supcon_loss: logit_map must be a map without a margin, got {ArcMargin()}",
+    ),
+    (
+        call("supcon_loss", logit_map=HyperbolicMLR()), ValueError,
+        "supcon_loss: logit_map must be a map of two embeddings, got HyperbolicMLR(c=1.0): its class vectors are hyperplanes",
     ),
     (call("multi_similarity_loss", beta=-1.0), ValueError, "multi_similarity_loss: beta must be > 0, got -1.0"),
     (

@@ -28,7 +28,8 @@ PYTHON = [
      "tests/test_linear_cross_entropy.py -k near_its_class"),
     # memory
     (PLAN, "        total += v * features * wide\n", "        total += 0\n", f"{MEMORY} -k 'formula_of_cuda or peak_is_results'"),
-    (PLAN, "total = rows * classes * (wide + (2 if on_half else 0))", "total = rows * classes * 2", f"{MEMORY} -k peak_is_results"),
+    (PLAN, "total = rows * classes * (wide * buffers + (2 if on_half else 0))", "total = rows * classes * 2",
+     f"{MEMORY} -k peak_is_results"),
     # gradients in forward
     (OPS, "through = torch.sigmoid(above)", "through = torch.sigmoid(-above)", f"{FORWARD}::test_error_budget -k focal"),
     (OPS, " or torch._C._autograd._get_current_graph_task_keep_graph()", "", f"{RIVALS} -k backward_twice"),
@@ -47,6 +48,13 @@ PYTHON = [
     (EMBEDDINGS, "return d[:, :-2] + 2 * x * d[:, -2:-1]\n\n    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:\n        return 2 *",
      "return d[:, :-2] + x * d[:, -2:-1]\n\n    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:\n        return 2 *",
      f"{HEADS} -k derivatives"),
+    # hyperplanes: the bias inside the embedding, the factor of each class
+    (TILES, "        d[:, -1] = d_last\n", "", f"{BATTERY} -k hyperbolic_mlr"),
+    (TILES, "            self.add(out.d_bias[begin:end], d[:, -1])\n", "            out.d_bias[begin:end] = d[:, -1]\n",
+     f"{BATTERY} -k hyperplane_tiles"),
+    (EMBEDDINGS, "d_r = 2 * root * (torch.sinh(q) * along -", "d_r = 2 * root * (torch.cosh(q) * along -", f"{HEADS} -k derivatives"),
+    (EMBEDDINGS, "torch.mul(tile, value, out=slope).sum(0)", "tile.sum(0)", f"{BATTERY} -k hyperbolic_mlr"),
+    (PLAN, "(wide * buffers + ", "(wide + ", f"{MEMORY} -k 'peak_is_results and hyperplanes'"),
     (FACES, "scatter(0, order, ranked)", "copy_(ranked[order])", f"{HEADS} -k elastic_plus"),
 ]  # fmt: skip
 

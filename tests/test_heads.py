@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from measure import Draw, same
 from nearlinear import distances, heads, score_maps
+from nearlinear.embeddings import with_bias
 from nearlinear.score_maps import SCORE_MAPS
 from torch import Tensor
 
 RECORDS: list[score_maps.ScoreMap] = [
     score_maps.Cosine(4.0), score_maps.ArcMargin(4.0), score_maps.CosMargin(4.0), score_maps.Harmonic(2.0),
     score_maps.CosineHarmonic(2.0, 1e-2), score_maps.RBF(3.0), score_maps.StudentT(2.0), score_maps.Poincare(0.7, 0.5),
+    score_maps.HyperbolicMLR(0.7),
 ]  # fmt: skip
 each_record = pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.name)
 
@@ -50,10 +52,11 @@ def test_logits_are_those_of_the_formula(record: score_maps.ScoreMap) -> None:
 def test_derivatives_of_the_embedding(record: score_maps.ScoreMap) -> None:
     x, w, _ = points()
     embedding = record.embedding
+    w = with_bias(w, w.sum(1)) if embedding.holds_bias else w
     for embed, vjp, t in ((embedding.rows, embedding.rows_vjp, x), (embedding.classes, embedding.classes_vjp, w)):
         leaf = t.clone().requires_grad_()
         out = embed(leaf)
-        assert out.shape[1] == t.shape[1] + embedding.extra
+        assert out.shape[1] == x.shape[1] + embedding.extra
         d = torch.randn_like(out)
         torch.testing.assert_close(vjp(t, d), torch.autograd.grad(out, leaf, d)[0], rtol=1e-12, atol=1e-13)
 
@@ -62,11 +65,11 @@ def test_derivatives_of_the_embedding(record: score_maps.ScoreMap) -> None:
 def test_the_pair_is_the_product_without_cancellation(record: score_maps.ScoreMap) -> None:
     x, w, _ = points(6, 6)
     embedding = record.embedding
-    product = (embedding.rows(x) * embedding.classes(w)).sum(1)
     exact = embedding.pair(x, w)
     if exact is None:
-        assert type(embedding).__name__ == "Normalised"  # a cosine cancels nothing that a logit could feel
+        assert type(embedding).__name__ in ("Normalised", "Hyperplanes")  # they cancel nothing that a logit could feel
         return
+    product = (embedding.rows(x) * embedding.classes(w)).sum(1)
     torch.testing.assert_close(exact, product, rtol=1e-11, atol=1e-13)
     near = embedding.pair(x, x + 1e-9)
     assert (near > 0).all()
@@ -129,11 +132,68 @@ def test_a_point_on_its_class(record: score_maps.ScoreMap) -> None:
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss, leaves))
 
 
-def test_a_point_outside_the_ball_is_nan_in_its_row_alone() -> None:
+@pytest.mark.parametrize("record", [score_maps.Poincare(1.0), score_maps.HyperbolicMLR(1.0)], ids=lambda r: r.name)
+def test_a_point_outside_the_ball_is_nan_in_its_row_alone(record: score_maps.ScoreMap) -> None:
     x, w, y = points()
     x[2] *= 9
-    rows = nearlinear.linear_cross_entropy(x, w, y, logit_map=score_maps.Poincare(1.0), reduction="none")
+    rows = nearlinear.linear_cross_entropy(x, w, y, logit_map=record, reduction="none")
     assert rows.isnan().tolist() == [i == 2 for i in range(len(x))]
+
+
+# ---- hyperbolic multinomial logistic regression
+
+
+def test_hyperplanes_by_both_papers() -> None:
+    """The unidirectional form of Shimizu et al., written out, and the one of a point and a normal by Ganea et al. (``formula``)."""
+    x, z, _ = points()
+    r, c = Draw(1).normal(6, scale=0.7), 0.7
+    factor = (2 / (1 - c * (x * x).sum(1))).unsqueeze(1)
+    along = math.sqrt(c) * x @ (z / z.norm(dim=1, keepdim=True)).T
+    q = 2 * math.sqrt(c) * r
+    want = 2 / math.sqrt(c) * z.norm(dim=1) * torch.asinh(factor * along * torch.cosh(q) - (factor - 1) * torch.sinh(q))
+    record = score_maps.HyperbolicMLR(c)
+    torch.testing.assert_close(record(x, z, r), want, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(record.formula(x, z, r), want, rtol=1e-11, atol=1e-12)
+    on_the_plane = (torch.tanh(math.sqrt(c) * r) / math.sqrt(c)).unsqueeze(1) * F.normalize(z)
+    torch.testing.assert_close(record(on_the_plane, z, r).diagonal(), torch.zeros_like(r), rtol=0, atol=1e-14)
+
+
+def test_hyperplanes_of_a_flat_space_are_a_linear_head() -> None:
+    x, z, y = points()
+    r = Draw(1).normal(6)
+    flat = 4 * (x @ z.T - r * z.norm(dim=1))
+    torch.testing.assert_close(score_maps.HyperbolicMLR(1e-10)(x, z, r), flat, rtol=1e-8, atol=1e-8)
+    loss = nearlinear.linear_cross_entropy(x, z, y, linear_bias=r, logit_map=score_maps.HyperbolicMLR(1e-10))
+    torch.testing.assert_close(loss, F.cross_entropy(flat, y), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_hyperplanes_of_normal_0_have_logit_0_and_a_gradient(dtype: torch.dtype) -> None:
+    """A head that starts at 0 must be able to leave it: the gradient is that of the line through 1e-12 of a normal along x."""
+    x, z, y = (t.to(dtype) if t.is_floating_point() else t for t in points())
+    z[1], record, c = 0, score_maps.HyperbolicMLR(0.7), 0.7
+    for r in (torch.zeros(6, dtype=dtype), torch.full((6,), 0.4, dtype=dtype)):
+        leaves = z.clone().requires_grad_(), r.clone().requires_grad_()
+        assert record(x, z, r)[:, 1].abs().max() <= 1e-11
+        loss = nearlinear.linear_cross_entropy(x, leaves[0], y, linear_bias=leaves[1], logit_map=record, reduction="sum")
+        found, found_bias = torch.autograd.grad(loss, leaves)
+        g = record(x, z, r).softmax(1)[:, 1] - (y == 1).to(dtype)
+        factor, q = 2 / (1 - c * (x * x).sum(1)), 2 * math.sqrt(c) * r[1]
+        slope = 2 * factor * torch.cosh(q) / torch.sqrt(1 + ((factor - 1) * torch.sinh(q)) ** 2)
+        torch.testing.assert_close(found[1], (g * slope) @ x, rtol=1e-5, atol=1e-7)
+        assert found[1].abs().max() > 1e-2
+        assert found_bias.isfinite().all()
+
+
+def test_hyperplanes_keep_the_digits_of_small_and_negative_arguments() -> None:
+    """log(a + sqrt(a^2 + 1)) would give 0 for a below 1e-8, and an infinity for -1e5."""
+    record, w = score_maps.HyperbolicMLR(1.0), torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]])
+    x = torch.tensor([[1e-12, 0.0], [-1e-5, 1e-3], [1 - 1e-6, 0.0]])
+    rows = nearlinear.linear_cross_entropy(x, w, torch.tensor([0, 1, 1]), logit_map=record, reduction="none")
+    exact = record.formula(x.double(), w.double())
+    torch.testing.assert_close(record(x, w)[:2].double(), exact[:2], rtol=1e-6, atol=0)
+    torch.testing.assert_close(record(x, w).double(), exact, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(rows, F.cross_entropy(exact, torch.tensor([0, 1, 1]), reduction="none").float(), rtol=2e-6, atol=0)
 
 
 # ---- heads by the papers' formulas

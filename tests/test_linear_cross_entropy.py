@@ -18,14 +18,13 @@ NATIVE = ("input", "linear_weight", "linear_bias")
 BOTH = ("input", "linear_weight")
 
 
-def head(classes: int, features: int, *, ignored: int | None = None, ball: bool = False, scale: float = 1.0, **extra: str) -> Any:
+def head(classes: int, features: int, *, ignored: int | None = None, ball: tuple[str, ...] = (), scale: float = 1.0, **extra: str) -> Any:
     """Features, class vectors and labels; every seventh row is ignored if ``ignored`` is given; extra inputs by name: "class" or
-    "row" sized. ``ball``: points of norm below 1."""
+    "row" sized. ``ball``: which of the vectors are points of norm below 1."""
 
     def make(draw: Draw, rows: int) -> Inputs:
         made = {"input": draw.normal(rows, features, scale=scale), "linear_weight": draw.normal(classes, features)}
-        if ball:
-            made = {name: t / (1.2 + t.norm(dim=1, keepdim=True)) for name, t in made.items()}
+        made |= {name: made[name] / (1.2 + made[name].norm(dim=1, keepdim=True)) for name in ball}
         made["target"] = draw.labels(classes, rows)
         made["target"][-1:] = classes - 1
         if ignored is not None:
@@ -46,7 +45,7 @@ ALL = ("input", "linear_weight", "linear_bias", "sample_weight", "extra_lse")
 
 
 def mapped(name: str, record: score_maps.ScoreMap, **make: Any) -> Case:
-    extra = {"margin": "row"} if record.takes_margin else {}
+    extra = {"margin": "row"} if record.takes_margin else {"linear_bias": "class"} if record.embedding.holds_bias else {}
     return Case(
         name, head(5, 3, ignored=2, **make, **extra), "a record of the table; with fewer rows its largest error is luck",
         rows=12, native=NATIVE,
@@ -65,7 +64,8 @@ MAPS = {
     "student_t": mapped("student_t", score_maps.StudentT(2.0)),
     "manhattan": mapped("manhattan", score_maps.MetricHarmonic(2.0, distances.Manhattan())),
     "canberra": mapped("canberra", score_maps.MetricHarmonic(2.0, distances.Canberra(1e-2))),
-    "poincare": mapped("poincare", score_maps.Poincare(1.0, 0.5), ball=True),
+    "poincare": mapped("poincare", score_maps.Poincare(1.0, 0.5), ball=BOTH),
+    "hyperbolic_mlr": mapped("hyperbolic_mlr", score_maps.HyperbolicMLR(0.3), ball=("input",)),
 }
 CASES = (
     Case("plain", head(37, 9, scale=0.5), "one tile", native=NATIVE, differentiable=BOTH),
@@ -104,6 +104,15 @@ CASES = (
         options={"logit_map": score_maps.MetricHarmonic(3.0, distances.Minkowski(1.5)), "max_workspace_bytes": 30_000},
         differentiable=BOTH,
     ),
+    Case(
+        "hyperplane_tiles", head(131, 5, ignored=2, ball=("input",), **EVERYTHING), "a bias inside the embedding, several tiles",
+        rows=70, native=NATIVE, differentiable=ALL,
+        options={**FULL, "logit_map": score_maps.HyperbolicMLR(0.3), "max_workspace_bytes": 40_000},
+    ),
+    Case(
+        "hyperplanes_without_bias", head(5, 3, ball=("input",)), "planes through the origin", rows=9, native=NATIVE,
+        options={"logit_map": score_maps.HyperbolicMLR(0.5)}, differentiable=BOTH, checked=True,
+    ),
 )  # fmt: skip
 
 
@@ -130,6 +139,7 @@ class TestLinearCrossEntropy(Battery):
         "plain": "aot_eager",
         "arc_margin": "aot_eager",
         "harmonic": "aot_eager",
+        "hyperbolic_mlr": "aot_eager",
     }
     modules = (
         (nearlinear.LinearCrossEntropyLoss, nearlinear.linear_cross_entropy, {"label_smoothing": 0.1, "softcap": 5.0, "z_loss": 0.1}),
@@ -149,6 +159,7 @@ class TestLinearCrossEntropy(Battery):
         for tensors, options, leaves in (
             ((x, w, b, y, v, None), (1, "soft_cap", [2.0], True), (0, 1, 2)),
             ((x, w, None, y, None, m), (-100, "arc_margin", [4.0, 0.5, 1.0, 0.0, 0.0], False), (0, 1, 5)),
+            ((x / 9, w, b, y, v, None), (1, "hyperbolic_mlr", [1.0], True), (0, 1, 2)),
         ):
             arguments = (*tensors, *options, 0, None, None)
             nll, lse, spread, residual = ops.linear_logit_stats(*arguments)
@@ -173,7 +184,7 @@ class TestGradientsInForward(TestLinearCrossEntropy):
         return 64 * len(made["target"]) + 128 + sum(made[name].nbytes for name in case.differentiable)
 
 
-def soft(classes: int, features: int, **extra: str) -> Any:
+def soft(classes: int, features: int, **extra: Any) -> Any:
     """:func:`head` with class probabilities."""
     labelled = head(classes, features, **extra)
 
@@ -203,6 +214,10 @@ class TestClassProbabilities(Battery):
         Case(
             "soft_harmonic", soft(7, 4), "a distance instead of a product", rows=12, native=NATIVE, differentiable=BOTH,
             options={"logit_map": score_maps.Harmonic(2.0)}, checked=True,
+        ),
+        Case(
+            "soft_hyperplanes", soft(7, 4, ball=("input",), linear_bias="class"), "a bias inside the embedding", rows=12, native=NATIVE,
+            options={"logit_map": score_maps.HyperbolicMLR(0.3)}, differentiable=(*BOTH, "linear_bias", "target"), checked=True,
         ),
     )  # fmt: skip
 

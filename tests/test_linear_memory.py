@@ -12,7 +12,10 @@ from nearlinear import plan, score_maps
 from nearlinear.linear_plan import DEFAULT_WORKSPACE_BYTES, workspace
 from torch import Tensor
 
-MAPS = {"dot": None, "cosine": score_maps.Cosine(8.0), "arc": score_maps.ArcMargin(8.0), "harmonic": score_maps.Harmonic(2.0)}
+MAPS = {
+    "dot": None, "cosine": score_maps.Cosine(8.0), "arc": score_maps.ArcMargin(8.0), "harmonic": score_maps.Harmonic(2.0),
+    "hyperplanes": score_maps.HyperbolicMLR(1e-3),
+}  # fmt: skip
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:

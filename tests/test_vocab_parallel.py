@@ -27,6 +27,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "tiles": {"label_smoothing": 0.2, "weight": True, "max_workspace_bytes": 12_000},
     "margins": {"logit_map": score_maps.ArcMargin(4.0), "margin": True},
     "harmonic": {"logit_map": score_maps.Harmonic(2.0), "reduction": "sum"},
+    "hyperplanes": {"logit_map": score_maps.HyperbolicMLR(1e-2), "linear_bias": True, "max_workspace_bytes": 12_000},
 }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def linear_cross_entropy(
             compute in float32).
         target: class indices in [0, V), int64 or uint8, of the shape of ``input`` without its last dim; or class probabilities, floating,
             of shape (..., V), differentiable.
-        linear_bias: shape (V,); only with the plain head (no ``logit_map``, or an elementwise one).
+        linear_bias: shape (V,); only with the plain head (no ``logit_map``, or an elementwise one) and with ``HyperbolicMLR``.
         weight: class weights w, shape (V,); must not require a gradient.
         ignore_index, reduction, label_smoothing, z_loss, sample_weight, normalizer, row_loss, check_targets: as in
             :func:`nearlinear.cross_entropy`.
@@ -185,7 +185,7 @@ def _check(
     check_head(_NAME, input, linear_weight, target, linear_bias, probabilities=True, **by_row)
     if linear_bias is not None:
         no_bias = f"linear_bias must be None with logit_map={score_map}: such a logit has no bias"
-        require(isinstance(score_map, Dot), ValueError, _NAME, no_bias)
+        require(isinstance(score_map, Dot) or score_map.embedding.holds_bias, ValueError, _NAME, no_bias)
     if weight is not None:
         _checks.check_class_weight(_NAME, weight, len(linear_weight))
         _checks.check_devices(_NAME, input, weight=weight)

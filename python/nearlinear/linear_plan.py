@@ -84,7 +84,8 @@ def workspace(
     plain = score_map is None or score_map.embedding.identity
     on_half = half and plain and device_type == "cuda"  # 16-bit operands, float32 products
     columns = features + (0 if score_map is None else score_map.embedding.extra)
-    total = rows * classes * (wide + (2 if on_half else 0))
+    buffers = 1 if score_map is None else score_map.embedding.buffers
+    total = rows * classes * (wide * buffers + (2 if on_half else 0))
     if soft_target:  # the gradients of scores and target
         total += 2 * rows * classes * wide
     # a gathered or converted copy of the rows, and their gradient before it is converted, embedded back or complete

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .distances import DistanceMetric
+from .embeddings import with_bias
 from .linear_plan import Plan, plan
 from .ops._register import stats_dtype
 from .score_maps import ScoreMap
@@ -151,7 +152,9 @@ def _kept_rows(head: Head) -> Tensor | None:
 class _Walker:
     def __init__(self, head: Head, reducer: Any, tiles: Plan, gradients: Gradients) -> None:
         self.head, self.reducer, self.tiles, self.gradients = head, reducer, tiles, gradients
-        self.buffer = head.input.new_empty(tiles.rows * tiles.classes, dtype=head.wide)
+        size = tiles.rows * tiles.classes
+        self.buffers = [head.input.new_empty(size, dtype=head.wide) for _ in range(head.embedding.buffers)]
+        self.spare: list[Tensor] = []
         self.one_block = tiles.classes >= head.held
         self.blocks = [(b, min(b + tiles.classes, head.held)) for b in range(0, head.held, tiles.classes)]
         self.classes_of_block: tuple[Tensor, Tensor] | None = None  # kept where there is one block
@@ -181,6 +184,8 @@ class _Walker:
             return self.classes_of_block
         raw = self.head.linear_weight[begin:end]
         w = self.converted(raw)
+        if self.head.embedding.holds_bias:
+            w = with_bias(w, None if self.head.linear_bias is None else self.head.linear_bias[begin:end])
         found = w, self.head.embedding.classes(w)
         if self.one_block:
             self.classes_of_block = found
@@ -190,7 +195,8 @@ class _Walker:
         """Scores of the rows against one block, before the elementwise map; the target's under its margin."""
         head = self.head
         w, embedded = self.classes(begin, end)
-        tile = self.buffer[: len(self.rows) * (end - begin)].view(len(self.rows), end - begin)
+        shape = len(self.rows), end - begin
+        tile, *self.spare = (buffer[: shape[0] * shape[1]].view(shape) for buffer in self.buffers)
         metric = head.embedding.metric
         if metric is not None:
             torch.ops.nearlinear.distance_tile(self.rows, embedded, metric.name, metric.params, tile)
@@ -198,7 +204,8 @@ class _Walker:
             torch.mm(self.rows, embedded.t(), out_dtype=head.wide, out=tile)
         else:
             torch.mm(self.rows, embedded.t(), out=tile)
-        if head.linear_bias is not None:
+        head.embedding.bend(tile, embedded, self.spare)
+        if head.linear_bias is not None and not head.embedding.holds_bias:
             tile.add_(head.linear_bias[begin:end].to(head.wide))
         self.mark = self.replace_target(tile, w, begin)
         return tile
@@ -258,7 +265,8 @@ class _Walker:
     def accumulate(self, tile: Tensor, begin: int, end: int, d_rows: Tensor | None) -> Tensor | None:
         head, out = self.head, self.gradients
         w, embedded = self.classes(begin, end)
-        if out.d_bias.numel():
+        d_last = head.embedding.unbend(tile, embedded, self.spare)
+        if out.d_bias.numel() and not head.embedding.holds_bias:
             self.add(out.d_bias[begin:end], tile.sum(0))
         if head.embedding.metric is not None:
             return self.accumulate_distances(head.embedding.metric, tile, w, out.d_weight[begin:end], d_rows)
@@ -270,13 +278,28 @@ class _Walker:
                 d_rows = product(left, embedded, head.wide, d_rows)
             else:
                 torch.mm(left, embedded, out=into)
-        if out.d_weight.numel():
+        if d_last is not None:
+            self.accumulate_planes(left, w, d_last, begin, end)
+        elif out.d_weight.numel():
             block = out.d_weight[begin:end]
             if head.embedding.identity and block.dtype == head.wide:
                 product_into(block, left.t(), self.rows, self.first)
             else:
                 self.add(block, head.embedding.classes_vjp(w, product(left.t(), self.rows, head.wide)))
         return d_rows
+
+    def accumulate_planes(self, left: Tensor, w: Tensor, d_last: Tensor, begin: int, end: int) -> None:
+        """Class vectors that hold their bias, and a last column whose gradient is no product."""
+        out = self.gradients
+        if not (out.d_weight.numel() or out.d_bias.numel()):
+            return
+        d = product(left.t(), self.rows, self.head.wide)
+        d[:, -1] = d_last
+        d = self.head.embedding.classes_vjp(w, d)
+        if out.d_weight.numel():
+            self.add(out.d_weight[begin:end], d[:, :-1])
+        if out.d_bias.numel():
+            self.add(out.d_bias[begin:end], d[:, -1])
 
     def accumulate_distances(self, metric: DistanceMetric, tile: Tensor, w: Tensor, block: Tensor, d_rows: Tensor | None) -> Tensor | None:
         wants_rows, wants_classes = bool(self.gradients.d_input.numel()), bool(self.gradients.d_weight.numel())

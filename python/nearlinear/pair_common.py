@@ -92,6 +92,8 @@ def score_map_of(name: str, logit_map: LogitMap | ScoreMap | None) -> ScoreMap:
     if isinstance(logit_map, ScoreMap):
         no_margin = f"logit_map must be a map without a margin, got {logit_map}"
         _checks.require(not logit_map.takes_margin, ValueError, name, no_margin)
+        no_classes = f"logit_map must be a map of two embeddings, got {logit_map}: its class vectors are hyperplanes"
+        _checks.require(not logit_map.embedding.holds_bias, ValueError, name, no_classes)
         return logit_map
     if not isinstance(logit_map, LogitMap):
         raise TypeError(f"{name}: logit_map must be a LogitMap or a ScoreMap, got {type(logit_map).__name__}")

@@ -2,8 +2,8 @@
 
 Every map here is ``z = elementwise(<rows(x), classes(w)>)``: an embedding of either side, one dot product, one scalar function from
 :mod:`nearlinear.logit_maps`. So the tile is a matrix product whatever the geometry, the kernel sees a scalar function, and gradients
-of x and w are the embeddings' own. Margins change the target's dot product alone. Calling a record gives its logits in plain torch;
-``formula`` gives them as the paper writes them.
+of x and w are the embeddings' own. Margins change the target's dot product alone; ``HyperbolicMLR`` alone has a factor of each class
+around its scalar function. Calling a record gives its logits in plain torch; ``formula`` gives them as the paper writes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .distances import DISTANCES, DistanceMetric
-from .embeddings import Coordinates, CosineDistance, HyperbolicExcess, Normalised, Plain, SquaredDistance
+from .embeddings import Coordinates, CosineDistance, HyperbolicExcess, Hyperplanes, Normalised, Plain, SquaredDistance, with_bias
 from .logit_maps import LOGIT_MAPS, Arcosh, Identity, LogitMap, Power, Scale
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "Cosine",
     "CosineHarmonic",
     "Dot",
-    "Harmonic", "MetricHarmonic",
+    "Harmonic", "HyperbolicMLR", "MetricHarmonic",
     "Poincare",
     "ScoreMap",
     "StudentT",
@@ -65,14 +65,15 @@ class ScoreMap:
         """(the target's product under the margin, its derivative by the product, by the margin), or None without a margin."""
         return None
 
-    def __call__(self, x: Tensor, w: Tensor) -> Tensor:
-        """Logits [N, V] of features [N, D] and class vectors [V, D], without margins."""
-        return self.elementwise(self.product(x, w))
+    def __call__(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Logits [N, V] of features [N, D], class vectors [V, D] and, where the map takes one, a bias [V]; without margins."""
+        return self.elementwise(self.product(x, w, bias))
 
-    def product(self, x: Tensor, w: Tensor) -> Tensor:
+    def product(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         """What the elementwise map is applied to, [N, V]."""
         embedding = self.embedding
-        return embedding.rows(x) @ embedding.classes(w).T if embedding.metric is None else embedding.metric(x, w)
+        product = embedding.rows(x) @ embedding.classes(w).T if embedding.metric is None else embedding.metric(x, w)
+        return product if bias is None else product + bias
 
     def formula(self, x: Tensor, w: Tensor) -> Tensor:
         raise NotImplementedError
@@ -280,6 +281,51 @@ class Poincare(ScoreMap):
 
 
 @dataclass(frozen=True)
+class HyperbolicMLR(ScoreMap):
+    """``z = 2 |w| / sqrt(c) asinh(L <sqrt(c) x, w / |w|> cosh(2 sqrt(c) r) - (L - 1) sinh(2 sqrt(c) r))`` with ``L = 2 / (1 - c |x|^2)``:
+    in the Poincare ball of curvature -c, ``2 |w|`` times the signed distance of x from the hyperplane of normal w at distance 2 r from the
+    origin; r is the ``linear_bias``, 0 if None. A point outside the ball gives NaN; a norm of w below 1e-12 counts as 1e-12.
+
+    As c goes to 0 it becomes ``4 (<x, w> - r |w|)``. In the form (p, a) of Ganea et al. it is that of
+    ``p = tanh(sqrt(c) r) / sqrt(c) w / |w|`` and ``a = w / cosh(sqrt(c) r)^2``. In float32 ``cosh`` overflows from ``|r| = 44 / sqrt(c)``
+    on, further out than any point that float32 can hold.
+    """
+
+    c: float = 1.0
+    name: ClassVar[str] = "hyperbolic_mlr"
+    source: ClassVar[str] = (
+        "Shimizu, Mukuta, Harada 2021, arXiv:2006.08210 (Hyperbolic Neural Networks++); Ganea, Becigneul, Hofmann 2018, arXiv:1805.09112"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.c > 0:
+            raise ValueError(f"HyperbolicMLR: c must be > 0, got {self.c}; the limit of c = 0 is a linear head")
+
+    @property
+    def embedding(self) -> Plain:
+        return Hyperplanes(self.c)
+
+    @property
+    def elementwise(self) -> LogitMap:
+        return Identity()
+
+    def product(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        embedded = self.embedding.classes(with_bias(w, bias))
+        return embedded[:, -1] * torch.asinh(self.embedding.rows(x) @ embedded.T)
+
+    def formula(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        # Ganea et al.: 2 |a| / ((1 - c |p|^2) sqrt(c)) asinh(2 sqrt(c) <y, a> / ((1 - c |y|^2) |a|)), y the Moebius sum of -p and x
+        root, norm = math.sqrt(self.c), w.norm(dim=1, keepdim=True)
+        r = torch.zeros_like(norm) if bias is None else bias.unsqueeze(1)
+        p, a, x = torch.tanh(root * r) / root * w / norm, w / torch.cosh(root * r) ** 2, x.unsqueeze(1)
+        px, pp, xx = -(p * x).sum(-1, keepdim=True), (p * p).sum(-1, keepdim=True), (x * x).sum(-1, keepdim=True)
+        y = ((1 + 2 * self.c * px + self.c * xx) * -p + (1 - self.c * pp) * x) / (1 + 2 * self.c * px + self.c**2 * pp * xx)
+        size, scale = a.norm(dim=-1), 1 - self.c * (y * y).sum(-1)
+        inner = 2 * root * (y * a).sum(-1) / (scale * size)
+        return 2 * size / ((1 - self.c * pp.squeeze(-1)) * root) * torch.asinh(inner)
+
+
+@dataclass(frozen=True)
 class Dot(ScoreMap):
     """``z = logit_map(<x, w> + bias)``: the plain linear head, under an elementwise map."""
 
@@ -307,7 +353,7 @@ class Dot(ScoreMap):
 
 
 SCORE_MAPS: dict[str, type[ScoreMap]] = {
-    record.name: record for record in (Cosine, ArcMargin, CosMargin, Harmonic, CosineHarmonic, RBF, StudentT, Poincare)
+    record.name: record for record in (Cosine, ArcMargin, CosMargin, Harmonic, CosineHarmonic, RBF, StudentT, Poincare, HyperbolicMLR)
 }
 
 

@@ -25,9 +25,7 @@ def scores(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, margin: Tensor | None, score_map: ScoreMap
 ) -> Tensor:
     """Products [N, V] before the elementwise map; a label outside [0, V) has no margin."""
-    product = score_map.product(input, linear_weight)
-    if linear_bias is not None:
-        product = product + linear_bias
+    product = score_map.product(input, linear_weight, linear_bias)
     here = (target >= 0) & (target < product.shape[1])
     place = target.clamp(0, product.shape[1] - 1).unsqueeze(1)
     moved = score_map.target(product.gather(1, place).squeeze(1), margin)
@@ -57,8 +55,7 @@ def linear_soft_logit_stats(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``cross_entropy.soft_logit_stats`` of the scores and class probabilities [N, V]."""
     record = get_score_map(logit_map, map_params)
-    product = record.product(input, linear_weight)
-    product = product if linear_bias is None else product + linear_bias
+    product = record.product(input, linear_weight, linear_bias)
     return _logits.soft_logit_stats(product, target, weight, label_smoothing, record.elementwise.name, record.elementwise.params)
 
 
@@ -117,8 +114,7 @@ def linear_cross_entropy(
     flat = [None if t is None or t.dim() == 0 else t.reshape(-1) for t in (margin, sample_weight, extra_lse)]
     extra = extra_lse if extra_lse is not None and extra_lse.dim() == 0 else flat[2]
     if soft:
-        product = score_map.product(x, linear_weight)
-        z = score_map.elementwise(product if linear_bias is None else product + linear_bias)
+        z = score_map(x, linear_weight, linear_bias)
         rows = _soft_rows(z, y, weight, extra, label_smoothing, z_loss)
         v = divisor_rows = torch.ones_like(rows) if flat[1] is None else flat[1]
     else:
