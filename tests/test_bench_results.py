@@ -15,7 +15,10 @@ from nearlinear.bench.schema import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-OPS = ["cross_entropy", "distance_matrix", "kl_logit_loss", "linear_cross_entropy", "multi_similarity_loss", "supcon_loss"]
+OPS = [
+    "cross_entropy", "distance_matrix", "js_logit_loss", "kl_logit_loss", "linear_cross_entropy", "linear_js_logit_loss",
+    "linear_kl_logit_loss", "multi_similarity_loss", "supcon_loss",
+]  # fmt: skip
 
 
 @pytest.mark.timeout(300)
