@@ -96,22 +96,23 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
       "int? max_workspace_bytes=None) -> (Tensor value, Tensor index)");
   m.def("first_invalid_target(Tensor target, int num_classes, int ignore_index) -> Tensor");
 
-  // kl_logit. Shapes: input and target [N, V] or [N, V, P]; statistics have the shape of the rows.
+  // kl_logit. Shapes: input and target [N, V] or [N, V, P]; statistics have the shape of the rows. beta = 0: the divergence is
+  // KL(target || input), and kl_input is empty; 0 < beta < 1: that of Jensen and Shannon, with the share beta of target in the mixture.
   m.def(
-      "two_logit_stats(Tensor input, Tensor target, float inv_temperature) "
-      "-> (Tensor kl, Tensor lse_input, Tensor lse_target, Tensor residual_input, Tensor residual_target)");
+      "two_logit_stats(Tensor input, Tensor target, float inv_temperature, float beta=0) -> (Tensor divergence, Tensor kl_input, "
+      "Tensor lse_input, Tensor lse_target, Tensor residual_input, Tensor residual_target)");
   m.def(
-      "two_logit_stats_backward(Tensor d_kl, Tensor input, Tensor target, Tensor kl, Tensor lse_input, Tensor lse_target, "
-      "Tensor residual_input, Tensor residual_target, float inv_temperature, bool input_gradient, bool target_gradient) "
-      "-> (Tensor d_input, Tensor d_target)");
+      "two_logit_stats_backward(Tensor d_divergence, Tensor input, Tensor target, Tensor divergence, Tensor kl_input, Tensor lse_input, "
+      "Tensor lse_target, Tensor residual_input, Tensor residual_target, float inv_temperature, float beta, bool input_gradient, "
+      "bool target_gradient) -> (Tensor d_input, Tensor d_target)");
   // scores of two heads, input [N, D] on linear_weight [V, D] and target_input [N, K] on target_weight [V, K], a tile of rows at a time;
   // wants: gradients of the four tensors
   m.def(
       "linear_two_logit_stats(Tensor input, Tensor linear_weight, Tensor target_input, Tensor target_weight, float inv_temperature, "
-      "int? max_workspace_bytes=None) -> Tensor kl");
+      "float beta=0, int? max_workspace_bytes=None) -> Tensor divergence");
   m.def(
-      "linear_two_logit_stats_backward(Tensor d_kl, Tensor input, Tensor linear_weight, Tensor target_input, Tensor target_weight, "
-      "float inv_temperature, int? max_workspace_bytes, bool[] wants) "
+      "linear_two_logit_stats_backward(Tensor d_divergence, Tensor input, Tensor linear_weight, Tensor target_input, "
+      "Tensor target_weight, float inv_temperature, float beta, int? max_workspace_bytes, bool[] wants) "
       "-> (Tensor d_input, Tensor d_weight, Tensor d_target_input, Tensor d_target_weight)");
 }
 

@@ -120,6 +120,11 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (kl(temperature=0.0), ValueError, "kl_logit_loss: temperature must be a finite number > 0, got 0.0"),
     (kl(temperature=float("nan")), ValueError, "kl_logit_loss: temperature must be a finite number > 0, got nan"),
     (kl(temperature=float("inf")), ValueError, "kl_logit_loss: temperature must be a finite number > 0, got inf"),
+    (
+        lambda: nearlinear.js_logit_loss(X, X, beta=0), ValueError,
+        "js_logit_loss: beta must be a number between 0 and 1, got 0; for the ends call kl_logit_loss, with the two sides "
+        "exchanged for beta=1",
+    ),
     (kl(mask=[True]), TypeError, "kl_logit_loss: mask must be a Tensor, got list"),
     (kl(mask=torch.ones(3)), TypeError, "kl_logit_loss: mask must be bool, got torch.float32; weigh rows by sample_weight"),
     (kl(mask=X > 0), ValueError, "kl_logit_loss: mask must have one value per row, shape (3,), got (3, 5)"),

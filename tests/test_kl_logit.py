@@ -74,7 +74,7 @@ class TestKLLogit(Battery):
             stats = ops.two_logit_stats(*arguments)
             samples.append((ops.two_logit_stats.default, arguments, (0, 1)))
             for wanted in ((True, True), (True, False), (False, True)):
-                saved = (torch.ones_like(stats[0]), *arguments[:2], *stats, 0.4, *wanted)
+                saved = (torch.ones_like(stats[0]), *arguments[:2], *stats, 0.4, 0.0, *wanted)
                 samples.append((ops.two_logit_stats_backward.default, saved, ()))
         return samples
 

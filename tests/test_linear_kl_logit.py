@@ -1,7 +1,8 @@
-"""The divergence of two linear heads: the battery, messages, and the memory promise."""
+"""The divergences of two linear heads: the battery, messages, and the memory promise."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import nearlinear
@@ -62,8 +63,22 @@ class TestLinearKLLogit(Battery):
         tensors = [draw.normal(*shape).float().to(device) for shape in ((5, 3), (7, 3), (5, 2), (7, 2))]
         up = draw.positive(5).float().to(device)
         return [
-            (ops.linear_two_logit_stats.default, (*tensors, 0.5, None), (0, 1, 2, 3)),
-            (ops.linear_two_logit_stats_backward.default, (up, *tensors, 0.5, None, [True, True, False, True]), ()),
+            (ops.linear_two_logit_stats.default, (*tensors, 0.5, 0.0, None), (0, 1, 2, 3)),
+            (ops.linear_two_logit_stats_backward.default, (up, *tensors, 0.5, 0.0, None, [True, True, False, True]), ()),
+        ]
+
+
+class TestLinearJSLogit(TestLinearKLLogit):
+    function = staticmethod(nearlinear.linear_js_logit_loss)
+    definition = staticmethod(reference.linear_js_logit_loss)
+    cases = tuple(dataclasses.replace(case, options={**case.options, "beta": 0.3}) for case in CASES[1:])
+    modules = ((nearlinear.LinearJSLogitLoss, nearlinear.linear_js_logit_loss, {"beta": 0.9, "reduction": "sum"}),)
+
+    @classmethod
+    def op_samples(cls, device: torch.device) -> list[tuple[Any, tuple[Any, ...], tuple[int, ...]]]:
+        return [
+            (op, (*arguments[: len(arguments) - behind], 0.3, *arguments[len(arguments) - behind + 1 :]), places)
+            for (op, arguments, places), behind in zip(super().op_samples(device), (2, 3), strict=True)
         ]
 
 
@@ -73,16 +88,19 @@ def test_it_is_the_divergence_of_the_logits() -> None:
     for options in ({}, {"temperature": 3.0, "reduction": "none"}, {"normalizer": 2.0}):
         got = nearlinear.linear_kl_logit_loss(x, w, t, u, **options)
         torch.testing.assert_close(got, nearlinear.kl_logit_loss(x @ w.T, t @ u.T, **options))
+        got = nearlinear.linear_js_logit_loss(x, w, t, u, beta=0.2, **options)
+        torch.testing.assert_close(got, nearlinear.js_logit_loss(x @ w.T, t @ u.T, beta=0.2, **options))
     same(nearlinear.linear_kl_logit_loss(x, w, x, w), torch.zeros((), dtype=torch.float64), "equal heads")
 
 
+@pytest.mark.parametrize("loss", [nearlinear.linear_kl_logit_loss, nearlinear.linear_js_logit_loss])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
-def test_workspace_keeps_to_its_limit(dtype: torch.dtype) -> None:
+def test_workspace_keeps_to_its_limit(dtype: torch.dtype, loss: Any) -> None:
     n, d, v, limit = 400, 16, 3000, 4_000_000
     tensors = [torch.randn(*shape).to(dtype).requires_grad_() for shape in ((n, d), (v, d), (n, d), (v, d))]
 
     def step() -> Any:
-        return torch.autograd.grad(nearlinear.linear_kl_logit_loss(*tensors, max_workspace_bytes=limit), tensors)
+        return torch.autograd.grad(loss(*tensors, max_workspace_bytes=limit), tensors)
 
     step()
     assert peak_bytes(step) <= sum(t.nbytes for t in tensors) + limit + (64 << 10)
@@ -101,7 +119,7 @@ def test_messages() -> None:
         with pytest.raises(error) as caught:
             call(*arguments)
         assert str(caught.value) == f"linear_kl_logit_loss: {text}"
-    with pytest.raises(ValueError, match="linear_kl_logit_loss: max_workspace_bytes must be >= 528, got 5"):
+    with pytest.raises(ValueError, match="linear_two_logit_stats: max_workspace_bytes must be >= 528, got 5"):
         call(x, w, x, w, max_workspace_bytes=5)
     with pytest.raises(ValueError, match="linear_kl_logit_loss: reduction must be one of"):
         call(x, w, x, w, reduction="mean")

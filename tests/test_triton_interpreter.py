@@ -41,7 +41,7 @@ def test_launchers_in_the_interpreter() -> None:
     assert passed(interpreted(*(str(HERE / f"triton_{part}.py") for part in ("cases", "edges", "kl_logit")))) > 100
 
 
-PARTS = (("cross_entropy", "cross_entropy_accuracy"), ("cross_entropy_shards", "sface"), ("kl_logit", "kl_logit_edges"))
+PARTS = (("cross_entropy", "cross_entropy_accuracy"), ("cross_entropy_shards", "sface"), ("kl_logit", "kl_logit_edges"), ("js_logit",))
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=lambda p: p[0])

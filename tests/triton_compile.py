@@ -109,6 +109,8 @@ def variants(op: str, name: str, dtype: torch.dtype) -> Iterator[tuple[str, str,
             yield "sface", "full", True
         return
     yield "identity", "full", True
+    if op.startswith("two_logit"):
+        yield "mixture", "full", True
     if dtype == torch.bfloat16 and name in ("V32000", "P65536"):
         yield "identity", "plain", False
         if not op.startswith("two_logit"):
@@ -129,6 +131,7 @@ def call(op: str, shape: tuple[int, ...], dtype: torch.dtype, logit_map: str, fu
     rows = [shape[0], *shape[2:]]
     input, weight, row = tensor(shape, dtype), tensor(shape[1]) if full else None, tensor(rows)
     label, options = tensor(rows, torch.int64), (logit_map, MAPS.get(logit_map, [80.0, 1.23]))
+    beta = 0.3 if logit_map == "mixture" else 0.0
     if op == "logit_sum":
         sface.logit_sum(input, label, -100, *options)
         return
@@ -142,9 +145,9 @@ def call(op: str, shape: tuple[int, ...], dtype: torch.dtype, logit_map: str, fu
     elif op == "soft_logit_stats":
         cross_entropy_soft.soft_logit_stats(input, input, weight, 0.1, *options)
     elif op == "two_logit_stats":
-        kl_logit.two_logit_stats(input, input if full else tensor(shape), 0.5)
+        kl_logit.two_logit_stats(input, input if full else tensor(shape), 0.5, beta)
     elif op == "two_logit_stats_backward":
-        kl_logit.two_logit_stats_backward(row, input, input, row, row, row, row, row, 0.5, True, full)
+        kl_logit.two_logit_stats_backward(row, input, input, row, row, row, row, row, row, 0.5, beta, True, full)
     else:
         cross_entropy_soft.soft_logit_stats_backward(row, row, input, input, weight, row, row, row, 0.1, *options, full)
 

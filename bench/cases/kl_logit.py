@@ -1,8 +1,10 @@
-"""KL divergence of two given logits, the teacher's without a gradient, as in distillation. Baselines are what a torch user writes:
-F.kl_div of two log-softmaxes, and torch.compile of that; in bfloat16 also with ``.float()`` first, which is as exact as ours."""
+"""Divergences of two given logits, the teacher's without a gradient, as in distillation. Baselines are what a torch user writes (F.kl_div
+of log-softmaxes; for Jensen-Shannon TRL's lines), and torch.compile of that; in bfloat16 also with ``.float()`` first, as exact as ours."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import nearlinear
@@ -14,7 +16,7 @@ from torch import Tensor
 from ..registry import Case, Sizes, register
 from .cross_entropy import rivals, soft_floor, soft_moved
 
-TEMPERATURE = 2.0
+TEMPERATURE, BETA = 2.0, 0.5
 
 
 def eager(input: Tensor, target_logits: Tensor) -> Tensor:
@@ -22,8 +24,15 @@ def eager(input: Tensor, target_logits: Tensor) -> Tensor:
     return F.kl_div(log_p, log_q, log_target=True, reduction="none").sum(1).mean()
 
 
-def eager_fp32(input: Tensor, target_logits: Tensor) -> Tensor:
-    return eager(input.float(), target_logits.float())
+def eager_js(input: Tensor, target_logits: Tensor) -> Tensor:
+    log_p, log_q = ((logits / TEMPERATURE).log_softmax(1) for logits in (input, target_logits))
+    log_m = torch.logsumexp(torch.stack([log_p + math.log(1 - BETA), log_q + math.log(BETA)]), dim=0)
+    of_target, of_input = (F.kl_div(log_m, z, log_target=True, reduction="none") for z in (log_q, log_p))
+    return (BETA * of_target + (1 - BETA) * of_input).sum(1).mean()
+
+
+def wide(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *tensors: function(*(tensor.float() for tensor in tensors))
 
 
 def logits(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
@@ -33,23 +42,25 @@ def logits(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> tuple[Tens
     return torch.randn(shape, device=device, dtype=dtype).add_(teacher).requires_grad_(), teacher
 
 
-for name, where, fields in (
-    ("distillation", {"cpu": [{"N": 4096, "V": 50257}], "cuda": [{"N": 8192, "V": 128256}]}, {"tiny": {"N": 14, "V": 33}}),
+DISTILLATION = {"cpu": [{"N": 4096, "V": 50257}], "cuda": [{"N": 8192, "V": 128256}]}
+for op, name, plain, options, where, fields in (
+    ("kl_logit_loss", "distillation", eager, {}, DISTILLATION, {"tiny": {"N": 14, "V": 33}}),
     (
-        "segmentation",
+        "kl_logit_loss", "segmentation", eager, {},
         {"cpu": [{"B": 4, "C": 19, "P": 65536}], "cuda": [{"B": 16, "C": 19, "P": 524288}]},
         {"tiny": {"B": 2, "C": 5, "P": 24}, "error_rows": {"B": 1}},
     ),
-):
+    ("js_logit_loss", "distillation, Jensen-Shannon", eager_js, {"beta": BETA}, DISTILLATION, {"tiny": {"N": 14, "V": 33}}),
+):  # fmt: skip
     defaults = {"error_rows": {"N": 256}}
     register(
         Case(
             family="kl_logit",
-            op="kl_logit_loss",
+            op=op,
             name=name,
-            ours=partial(nearlinear.kl_logit_loss, temperature=TEMPERATURE),
-            definition=partial(reference.kl_logit_loss, temperature=TEMPERATURE),
-            baselines=rivals(eager, eager_fp32),
+            ours=partial(getattr(nearlinear, op), temperature=TEMPERATURE, **options),
+            definition=partial(getattr(reference, op), temperature=TEMPERATURE, **options),
+            baselines=rivals(plain, wide(plain)),
             inputs=logits,
             sizes=where,
             bytes=soft_floor,

@@ -111,6 +111,32 @@ NL_INLINE double exp_excess(double u) {
   return p * u * u / 2;
 }
 
+// artanh(s) / s - 1 over s^2 = 1/3 + s^2 / 5 + ... for s^2 <= 1/9
+NL_INLINE float artanh_tail(float s2) {
+  float p = 1.0f / 15;
+  p = p * s2 + 1.0f / 13;
+  p = p * s2 + 1.0f / 11;
+  p = p * s2 + 1.0f / 9;
+  p = p * s2 + 1.0f / 7;
+  p = p * s2 + 1.0f / 5;
+  return p * s2 + 1.0f / 3;
+}
+NL_INLINE double artanh_tail(double s2) {
+  double p = 0;
+  for (int k = 37; k > 1; k -= 2) p = p * s2 + 1.0 / k;
+  return p;
+}
+
+// log(1 + y), and excess = y - log(1 + y) >= 0, from y and x = 1 + y > 0; relative error 6e-7 each however small y is; NaN stays.
+// log(1 + y) = 2 artanh s, s = y / (2 + y), where -1/2 <= y < 1: y = 2 s / (1 - s), so that nothing cancels in s (y - 2 s^2 tail).
+template <typename op_t>
+NL_INLINE op_t log1p_excess(op_t y, op_t x, op_t* excess) {
+  const bool near = y >= op_t(-0.5) && y < op_t(1);
+  const op_t s = y / (op_t(2) + y), s2 = s * s, tail = artanh_tail(s2), far = log(x);
+  *excess = near ? s * (y - (s2 + s2) * tail) : y - far;
+  return near ? s * op_t(2) + (s + s) * s2 * tail : far;
+}
+
 // tanh; relative error 3e-7: odd polynomial near 0, where (1 - e) would cancel
 NL_INLINE float tanh(float x) {
   const float a = std::fabs(x), s = x * x;

@@ -51,9 +51,9 @@ from .heads import (
     harmonic_loss,
     unpg_loss,
 )  # fmt: skip
-from .kl_logit import KLLogitLoss, kl_logit_loss
+from .kl_logit import JSLogitLoss, KLLogitLoss, js_logit_loss, kl_logit_loss
 from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
-from .linear_kl_logit import LinearKLLogitLoss, linear_kl_logit_loss
+from .linear_kl_logit import LinearJSLogitLoss, LinearKLLogitLoss, linear_js_logit_loss, linear_kl_logit_loss
 from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
 from .pair_loss import (
@@ -98,8 +98,10 @@ __all__ = [
     "GCELoss",
     "HarmonicLoss",
     "InfoNCELoss",
+    "JSLogitLoss",
     "KLLogitLoss",
     "LinearCrossEntropyLoss",
+    "LinearJSLogitLoss",
     "LinearKLLogitLoss",
     "MAELoss",
     "Manhattan",
@@ -138,8 +140,10 @@ __all__ = [
     "gce_loss",
     "harmonic_loss",
     "info_nce_loss",
+    "js_logit_loss",
     "kl_logit_loss",
     "linear_cross_entropy",
+    "linear_js_logit_loss",
     "linear_kl_logit_loss",
     "logit_maps",
     "mae_loss",

@@ -47,6 +47,7 @@ def wave(like: Tensor, phase: float = 0.4) -> Tensor:
 _ops = torch.ops.nearlinear
 _ROWS, _CLASSES = 6, 37
 HARD = (-100, "soft_cap", [5.0], True)  # ignore_index, logit map and its parameters, spread
+_BETAS = (0.0, 0.3)  # of a divergence of two logits
 SOFT: tuple[float, str, list[float]] = (0.1, "identity", [])
 
 
@@ -170,17 +171,20 @@ def _two_heads() -> list[Tensor]:
     return [*head()[:2], wave(torch.empty(_ROWS, 4), 3.0), wave(torch.empty(_CLASSES, 4), 4.0)]
 
 
-def _linear_kl(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
-    return lambda *leaves: [function(*leaves, 0.5)]
+def _linear_two(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Kullback-Leibler and Jensen-Shannon."""
+    return lambda *leaves: [function(*leaves, 0.5, beta) for beta in _BETAS]
 
 
-def _linear_kl_backward(*leaves: Tensor) -> Sequence[Tensor]:
-    return list(_ops.linear_two_logit_stats_backward(*upstream(leaves[0], 1), *leaves, 0.5, None, [True] * 4))
+def _linear_two_backward(*leaves: Tensor) -> Sequence[Tensor]:
+    up = upstream(leaves[0], 1)
+    return [d for beta in _BETAS for d in _ops.linear_two_logit_stats_backward(*up, *leaves, 0.5, beta, None, [True] * 4)]
 
 
-def _linear_kl_gradient(*leaves: Tensor) -> Sequence[Tensor]:
-    outputs = _linear_kl(linear_kl_reference.linear_two_logit_stats)(*leaves)
-    return torch.autograd.grad(outputs, leaves, upstream(leaves[0], 1), create_graph=True)
+def _linear_two_gradient(*leaves: Tensor) -> Sequence[Tensor]:
+    outputs = _linear_two(linear_kl_reference.linear_two_logit_stats)(*leaves)
+    up = upstream(leaves[0], 1)
+    return [d for output in outputs for d in torch.autograd.grad(output, leaves, up, create_graph=True)]
 
 
 _PAIR_SCALE = [-2.0, 3.0]
@@ -252,18 +256,21 @@ def _invalid(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]
 
 
 def _two_stats(stats: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Sequence[Tensor]]:
-    return lambda input, target: stats(input, target, 0.5)[:1]
+    return lambda input, target: [stats(input, target, 0.5, beta)[0] for beta in _BETAS]
 
 
 def _two_stats_backward(input: Tensor, target: Tensor) -> Sequence[Tensor]:
-    with torch.no_grad():
-        stats = _ops.two_logit_stats(input, target, 0.5)
-    return _ops.two_logit_stats_backward(*upstream(input, 1), input, target, *stats, 0.5, True, True)
+    found: list[Tensor] = []
+    for beta in _BETAS:
+        with torch.no_grad():
+            stats = _ops.two_logit_stats(input, target, 0.5, beta)
+        found += _ops.two_logit_stats_backward(*upstream(input, 1), input, target, *stats, 0.5, beta, True, True)
+    return found
 
 
 def _two_stats_gradient(input: Tensor, target: Tensor) -> Sequence[Tensor]:
     outputs = _two_stats(kl_reference.two_logit_stats)(input, target)
-    return torch.autograd.grad(outputs, (input, target), upstream(input, 1), create_graph=True)
+    return [d for output in outputs for d in torch.autograd.grad(output, (input, target), upstream(input, 1), create_graph=True)]
 
 
 def _two_logits() -> list[Tensor]:
@@ -334,9 +341,9 @@ SELF_TESTS: dict[str, SelfTest] = {
     "linear_logit_sum": SelfTest(lambda: head()[:2], _linear_sum(_ops.linear_logit_sum), _linear_sum(sface_reference.linear_logit_sum)),
     "linear_logit_sum_backward": SelfTest(lambda: head()[:2], _linear_sum_backward, _linear_sum_gradient),
     "linear_two_logit_stats": SelfTest(
-        _two_heads, _linear_kl(_ops.linear_two_logit_stats), _linear_kl(linear_kl_reference.linear_two_logit_stats)
+        _two_heads, _linear_two(_ops.linear_two_logit_stats), _linear_two(linear_kl_reference.linear_two_logit_stats)
     ),
-    "linear_two_logit_stats_backward": SelfTest(_two_heads, _linear_kl_backward, _linear_kl_gradient),
+    "linear_two_logit_stats_backward": SelfTest(_two_heads, _linear_two_backward, _linear_two_gradient),
     "pair_tile_stats": SelfTest(
         lambda: [_logits()],
         _pair_tile(_ops.pair_tile_stats, None, None, None, 1),

@@ -13,18 +13,19 @@ from ._register import register_second_derivative, stats_dtype
 _ops = torch.ops.nearlinear
 
 
-# ---- two_logit_stats(input, target, inv_temperature) -> kl, lse_input, lse_target, residual_input, residual_target
+# ---- two_logit_stats(input, target, inv_temperature, beta) -> divergence, kl_input, lse_input, lse_target, residual_input, residual_target
 
 
 @torch.library.register_fake("nearlinear::two_logit_stats")
-def _(input: Tensor, target: Tensor, inv_temperature: float) -> tuple[Tensor, ...]:
+def _(input: Tensor, target: Tensor, inv_temperature: float, beta: float = 0.0) -> tuple[Tensor, ...]:
     torch._check(input.dim() in (2, 3), lambda: "input must have shape (N, V) or (N, V, P)")
     torch._check(target.shape == input.shape, lambda: "target must have the shape of input")
-    return tuple(input.new_empty([input.shape[0], *input.shape[2:]], dtype=stats_dtype(input)) for _ in range(5))
+    divergence, kl_input, *rest = (input.new_empty([input.shape[0], *input.shape[2:]], dtype=stats_dtype(input)) for _ in range(6))
+    return divergence, kl_input.new_empty(0) if beta == 0 else kl_input, *rest
 
 
 @torch.library.register_fake("nearlinear::two_logit_stats_backward")
-def _(d_kl: Tensor, input: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(d_divergence: Tensor, input: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *_, input_gradient, target_gradient = rest
     return (
         torch.empty_like(input) if input_gradient else input.new_empty([0]),
@@ -33,24 +34,24 @@ def _(d_kl: Tensor, input: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, 
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, target, ctx.inv_temperature = inputs
+    input, target, *ctx.options = inputs
     ctx.save_for_backward(input, target, *output)
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, d_kl: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_divergence: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:2]
-    gradients = _ops.two_logit_stats_backward(d_kl, *ctx.saved_tensors, ctx.inv_temperature, *wanted)
-    return *(gradient if wants else None for gradient, wants in zip(gradients, wanted, strict=True)), None
+    gradients = _ops.two_logit_stats_backward(d_divergence, *ctx.saved_tensors, *ctx.options, *wanted)
+    return *(gradient if wants else None for gradient, wants in zip(gradients, wanted, strict=True)), None, None
 
 
-def _gradient(d_kl: Tensor, input: Tensor, target: Tensor, *rest: Any) -> list[Tensor]:
+def _gradient(d_divergence: Tensor, input: Tensor, target: Tensor, *rest: Any) -> list[Tensor]:
     """d_input and d_target in differentiable torch; the saved statistics are functions of the logits here."""
-    *_, inv_temperature, input_gradient, target_gradient = rest
+    *_, inv_temperature, beta, input_gradient, target_gradient = rest
     wide, wanted = stats_dtype(input), (input_gradient, target_gradient)
-    kl = reference.two_logit_stats(input.to(wide), target.to(wide), inv_temperature)[0]
+    divergence = reference.two_logit_stats(input.to(wide), target.to(wide), inv_temperature, beta)[0]
     leaves = [leaf for leaf, wants in zip((input, target), wanted, strict=True) if wants]
-    found = iter(torch.autograd.grad(kl, leaves, d_kl, create_graph=True))
+    found = iter(torch.autograd.grad(divergence, leaves, d_divergence, create_graph=True))
     return [next(found) if wants else input.new_zeros(0) for wants in wanted]
 
 
