@@ -7,7 +7,7 @@ SHARDS, SFACE = "tests/test_cross_entropy_shards.py", "tests/test_sface.py"
 
 TILES, REDUCERS, PLAN = (f"python/nearlinear/{name}.py" for name in ("linear_tiles", "reducers", "linear_plan"))
 OPS, PUBLIC, PARALLEL = (f"python/nearlinear/{name}.py" for name in ("ops/linear_cross_entropy", "linear_cross_entropy", "vocab_parallel"))
-EMBEDDINGS, FACES = "python/nearlinear/embeddings.py", "python/nearlinear/heads.py"
+EMBEDDINGS, CLASSES, FACES = (f"python/nearlinear/{name}.py" for name in ("embeddings", "class_embedding", "heads"))
 PYTHON = [
     # merging tiles of classes
     (REDUCERS, "nll = torch.where(torch.isposinf(b.nll), a.nll + gain_a, b.nll + gain_b)",
@@ -39,9 +39,15 @@ PYTHON = [
     (PARALLEL, "mass.squeeze() - own_mass", "0.0", "tests/test_vocab_parallel.py"),
     (PARALLEL, "by_place[i] = _gather(by_place[i], ctx.shard.group).sum(0)", "pass", "tests/test_vocab_parallel.py"),
     # score maps
-    (EMBEDDINGS, "return d[:, :-2] + 2 * x * d[:, -2:-1]\n\n    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:\n        return 2 *",
-     "return d[:, :-2] + x * d[:, -2:-1]\n\n    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:\n        return 2 *",
+    (EMBEDDINGS, "d.addcmul_(w, d_columns[1].unsqueeze(1), value=2)", "d.addcmul_(w, d_columns[1].unsqueeze(1), value=1)",
      f"{HEADS} -k derivatives"),
+    (EMBEDDINGS, "by_room = (_dot(w, d) + (columns * d_columns).sum(0)) / divisor", "by_room = _dot(w, d) / divisor",
+     f"{HEADS} -k derivatives"),
+    (CLASSES, "            q = slice(begin + p.start, begin + p.stop)", "            q = p", f"{BATTERY} -k 'arc_tiles or harmonic_tiles'"),
+    (TILES, "            if self.last:\n", "            if self.first:\n", f"{BATTERY} -k 'arc_tiles or harmonic_tiles'"),
+    (TILES, "raw = raw.masked_fill(ignored.unsqueeze(1), 0)", "pass", "tests/test_linear_cross_entropy.py -k ignored_rows_hold"),
+    (PLAN, "total += max(6 * row_bytes, 3 * row_bytes + panel_bytes, 2 * panel_bytes)", "total += 2 * row_bytes",
+     f"{MEMORY} -k peak_is_results"),
     (FACES, "scatter(0, order, ranked)", "copy_(ranked[order])", f"{HEADS} -k elastic_plus"),
 ]  # fmt: skip
 
