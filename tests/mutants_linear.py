@@ -8,7 +8,7 @@ SHARDS, SFACE = "tests/test_cross_entropy_shards.py", "tests/test_sface.py"
 
 TILES, REDUCERS, PLAN = (f"python/nearlinear/{name}.py" for name in ("linear_tiles", "reducers", "linear_plan"))
 OPS, PUBLIC, PARALLEL = (f"python/nearlinear/{name}.py" for name in ("ops/linear_cross_entropy", "linear_cross_entropy", "vocab_parallel"))
-EMBEDDINGS, FACES = "python/nearlinear/embeddings.py", "python/nearlinear/heads.py"
+EMBEDDINGS, CLASSES, FACES = (f"python/nearlinear/{name}.py" for name in ("embeddings", "class_embedding", "heads"))
 PYTHON = [
     # merging tiles of classes
     (REDUCERS, "nll = torch.where(torch.isposinf(b.nll), a.nll + gain_a, b.nll + gain_b)",
@@ -28,7 +28,7 @@ PYTHON = [
      "tests/test_linear_cross_entropy.py -k near_its_class"),
     # memory
     (PLAN, "        total += v * features * wide\n", "        total += 0\n", f"{MEMORY} -k 'formula_of_cuda or peak_is_results'"),
-    (PLAN, "total = rows * classes * (wide * buffers + (2 if on_half else 0))", "total = rows * classes * 2",
+    (PLAN, "total = rows * classes * (wide * embedding.buffers + (2 if on_half else 0))", "total = rows * classes * 2",
      f"{MEMORY} -k peak_is_results"),
     # gradients in forward
     (OPS, "through = torch.sigmoid(above)", "through = torch.sigmoid(-above)", f"{FORWARD}::test_error_budget -k focal"),
@@ -45,16 +45,23 @@ PYTHON = [
     (PARALLEL, "mass.squeeze() - own_mass", "0.0", "tests/test_vocab_parallel.py"),
     (PARALLEL, "by_place[i] = _gather(by_place[i], ctx.shard.group).sum(0)", "pass", "tests/test_vocab_parallel.py"),
     # score maps
-    (EMBEDDINGS, "return d[:, :-2] + 2 * x * d[:, -2:-1]\n\n    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:\n        return 2 *",
-     "return d[:, :-2] + x * d[:, -2:-1]\n\n    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:\n        return 2 *",
+    (EMBEDDINGS, "d.addcmul_(w, d_columns[1].unsqueeze(1), value=2)", "d.addcmul_(w, d_columns[1].unsqueeze(1), value=1)",
      f"{HEADS} -k derivatives"),
+    (EMBEDDINGS, "by_room = (_dot(w, d) + (columns * d_columns).sum(0)) / divisor", "by_room = _dot(w, d) / divisor",
+     f"{HEADS} -k derivatives"),
+    (CLASSES, "            q = slice(begin + p.start, begin + p.stop)", "            q = p", f"{BATTERY} -k 'arc_tiles or harmonic_tiles'"),
+    (TILES, "            if self.last:\n", "            if self.first:\n", f"{BATTERY} -k 'arc_tiles or harmonic_tiles'"),
+    (TILES, "raw = raw.masked_fill(ignored.unsqueeze(1), 0)", "pass", "tests/test_linear_cross_entropy.py -k ignored_rows_hold"),
+    (PLAN, "total += max(6 * row_bytes, 3 * row_bytes + panel_bytes, 2 * panel_bytes)", "total += 2 * row_bytes",
+     f"{MEMORY} -k peak_is_results"),
     # hyperplanes: the bias inside the embedding, the factor of each class
-    (TILES, "        d[:, -1] = d_last\n", "", f"{BATTERY} -k hyperbolic_mlr"),
-    (TILES, "            self.add(out.d_bias[begin:end], d[:, -1])\n", "            out.d_bias[begin:end] = d[:, -1]\n",
+    (TILES, "                self.add(d_columns[extra], d_last)\n", "                d_columns[extra] = 0\n",
+     f"{BATTERY} -k hyperbolic_mlr"),
+    (CLASSES, "                d_bias[q] = of_bias\n", "                d_bias[: len(of_bias)] = of_bias\n",
      f"{BATTERY} -k hyperplane_tiles"),
-    (EMBEDDINGS, "d_r = 2 * root * (torch.sinh(q) * along -", "d_r = 2 * root * (torch.cosh(q) * along -", f"{HEADS} -k derivatives"),
+    (EMBEDDINGS, "(along * tanh - d_plane", "(along - d_plane", f"{HEADS} -k derivatives"),
     (EMBEDDINGS, "torch.mul(tile, value, out=slope).sum(0)", "tile.sum(0)", f"{BATTERY} -k hyperbolic_mlr"),
-    (PLAN, "(wide * buffers + ", "(wide + ", f"{MEMORY} -k 'peak_is_results and hyperplanes'"),
+    (PLAN, "(wide * embedding.buffers + ", "(wide + ", f"{MEMORY} -k 'peak_is_results and hyperplanes'"),
     (FACES, "scatter(0, order, ranked)", "copy_(ranked[order])", f"{HEADS} -k elastic_plus"),
 ]  # fmt: skip
 

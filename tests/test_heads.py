@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from measure import Draw, same
 from nearlinear import distances, heads, score_maps
-from nearlinear.embeddings import with_bias
 from nearlinear.score_maps import SCORE_MAPS
 from torch import Tensor
 
@@ -52,13 +51,36 @@ def test_logits_are_those_of_the_formula(record: score_maps.ScoreMap) -> None:
 def test_derivatives_of_the_embedding(record: score_maps.ScoreMap) -> None:
     x, w, _ = points()
     embedding = record.embedding
-    w = with_bias(w, w.sum(1)) if embedding.holds_bias else w
-    for embed, vjp, t in ((embedding.rows, embedding.rows_vjp, x), (embedding.classes, embedding.classes_vjp, w)):
+    sides = [(embedding.rows, embedding.rows_vjp, x)]
+    if not embedding.holds_bias:  # pairs of embeddings have none
+        sides.append((embedding.classes, embedding.classes_vjp, w))
+    for embed, vjp, t in sides:
         leaf = t.clone().requires_grad_()
         out = embed(leaf)
         assert out.shape[1] == x.shape[1] + embedding.extra
         d = torch.randn_like(out)
         torch.testing.assert_close(vjp(t, d), torch.autograd.grad(out, leaf, d)[0], rtol=1e-12, atol=1e-13)
+
+
+@each_record
+def test_derivatives_of_the_class_terms(record: score_maps.ScoreMap) -> None:
+    """What a tile accumulates, completed, is the gradient through divisor, columns, and those columns that no product sees."""
+    _, w, _ = points()
+    embedding, size = record.embedding, w.shape[1]
+    classes, bias = w.clone().requires_grad_(), w.sum(1).requires_grad_()
+    divisor, columns = embedding.class_terms(classes, bias)
+    product, outside = torch.cat([classes, columns[: embedding.extra].T], 1), columns[embedding.extra :]
+    product = product if divisor is None else product / divisor.unsqueeze(1)
+    d, d_outside = torch.randn_like(product), torch.randn_like(outside)
+    want, of_bias = torch.autograd.grad((product * d).sum() + (outside * d_outside).sum(), (classes, bias), allow_unused=True)
+    divisor = None if divisor is None else divisor.detach()
+    d = d if divisor is None else d / divisor.unsqueeze(1)
+    found = d[:, :size].clone()
+    got = embedding.complete_(found, w, divisor, columns.detach(), torch.cat([d[:, size:].T, d_outside]))
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-13)
+    assert (got is None) == (of_bias is None)
+    if of_bias is not None:
+        torch.testing.assert_close(got, of_bias, rtol=1e-12, atol=1e-13)
 
 
 @each_record

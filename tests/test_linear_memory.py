@@ -14,7 +14,7 @@ from torch import Tensor
 
 MAPS = {
     "dot": None, "cosine": score_maps.Cosine(8.0), "arc": score_maps.ArcMargin(8.0), "harmonic": score_maps.Harmonic(2.0),
-    "hyperplanes": score_maps.HyperbolicMLR(1e-3),
+    "cosine_harmonic": score_maps.CosineHarmonic(2.0), "hyperplanes": score_maps.HyperbolicMLR(1e-3),
 }  # fmt: skip
 
 
@@ -63,6 +63,7 @@ def test_peak_is_results_and_workspace(name: str, dtype: torch.dtype, limit: int
         run = step(x, w, y, **options) if reduction == "mean" else _rows(x, w, y, **options)
         peak = peak_bytes(run)
         assert peak <= results + planned.workspace_bytes + (64 << 10), f"{reduction}: {peak - results:,} beside the results"
+        assert planned.workspace_bytes <= 1.25 * (peak - results) + (64 << 10), f"{reduction}: only {peak - results:,} beside the results"
 
 
 def _rows(x: Tensor, w: Tensor, y: Tensor, **options: Any) -> Callable[[], Any]:
@@ -111,6 +112,17 @@ def test_a_step_of_the_acceptance_size_fits_150_megabytes() -> None:
     assert 2 * 2048 * 32000 * 4 > 500e6
 
 
+@pytest.mark.parametrize(
+    "record", [score_maps.ArcMargin(), score_maps.Harmonic(28.0), score_maps.CosineHarmonic(28.0)], ids=lambda r: r.name
+)
+def test_an_embedding_takes_no_room_from_the_tile(record: score_maps.ScoreMap) -> None:
+    """No copy of the class vectors: the tiles of the plain head, at the acceptance size and for 200,000 faces within 1 GiB."""
+    for n, v, limit in ((2048, 32000, None), (512, 200_000, 1 << 30)):
+        plain, embedded = (plan(n, v, 512, torch.float32, score_map=m, max_workspace_bytes=limit) for m in (None, record))
+        assert (embedded.rows, embedded.classes, embedded.products) == (plain.rows, plain.classes, 3)
+        assert embedded.workspace_bytes <= 1.15 * plain.workspace_bytes
+
+
 def test_the_formula_of_cuda() -> None:
     """(8192, 4096, 128256) bfloat16 on CUDA: a float32 tile, its 16-bit gradient, and the float32 accumulator of the weight's gradient."""
     n, d, v = 8192, 4096, 128256
@@ -121,6 +133,8 @@ def test_the_formula_of_cuda() -> None:
     small = plan(n, v, d, torch.bfloat16, device_type="cuda")
     assert small.workspace_bytes <= DEFAULT_WORKSPACE_BYTES["cuda"] < accumulator
     assert (small.products, small.rows) == (4, n)  # all rows at once: each block of the weight's gradient is written once
+    # the tile twice, a block's gradient before it is converted, the rows without what they may hold where ignored and their gradient
+    assert small.workspace_bytes == 6 * n * small.classes + 4 * small.classes * d + 8 * n * d + 24 * 8 * n
     assert workspace(n, small.classes, n, v, d, torch.bfloat16, "cuda", None) == small.workspace_bytes
 
 

@@ -1,7 +1,8 @@
 """Embeddings of features and class vectors whose dot product is the quantity that a score map wants: a cosine, a squared distance.
 
-Each has ``rows(x)`` and ``classes(w)`` for the two sides, their vector-Jacobian products, and ``pair(x, w)``, the same quantity of row i of
-x and row i of w without the cancellation of the product. All take and return [N, D] tensors.
+Each has ``rows(x)``, [N, D + extra], and ``class_terms(w)``, a divisor [V] and further columns [extra, V] of the class vectors, such that
+``<rows(x), classes(w)>`` with ``classes(w) = [w, columns] / divisor`` is that quantity: class vectors are multiplied as they are stored. It
+has their vector-Jacobian products, and ``pair(x, w)``, the quantity of row i of x and row i of w without the cancellation of the product.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .distances import DistanceMetric
 
-__all__ = ["Coordinates", "CosineDistance", "HyperbolicExcess", "Hyperplanes", "Normalised", "Plain", "SquaredDistance", "with_bias"]
+__all__ = ["Coordinates", "CosineDistance", "HyperbolicExcess", "Hyperplanes", "Normalised", "Plain", "SquaredDistance"]
 
 _SMALLEST_NORM = 1e-12
 
@@ -25,29 +26,49 @@ class Plain:
     identity = True
     extra = 0  # columns that the embedding adds
     metric: DistanceMetric | None = None  # what stands in the product's place
-    holds_bias = False  # the last column of the class vectors is the bias; else a bias is added to the product
+    holds_bias = False  # the bias is one of the class terms; else it is added to the product
     buffers = 1  # of the size of a tile: the tile itself and what ``bend`` keeps for ``unbend``
 
     def rows(self, x: Tensor) -> Tensor:
         return x
 
-    def classes(self, w: Tensor) -> Tensor:
-        return w
-
     def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
         return d
 
+    def class_terms(self, w: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """(divisor, columns); no divisor is 1. ``bias`` [V] is for an embedding that holds it."""
+        return None, w.new_empty(0, len(w))
+
+    def complete_(self, d: Tensor, w: Tensor, divisor: Tensor | None, columns: Tensor, d_columns: Tensor) -> Tensor | None:
+        """Make ``d``, the gradient of ``[w, columns]`` by its first part alone, that of ``w`` through the columns and the divisor too.
+        The divisor's own follows: ``-divisor * d_divisor`` is the product of ``[w, columns]`` and its gradient. Returns that of a bias
+        that the embedding holds."""
+        return None
+
+    def classes(self, w: Tensor) -> Tensor:
+        if self.identity:
+            return w
+        divisor, columns = self.class_terms(w, None)
+        whole = torch.cat([w, columns.t()], 1)
+        return whole if divisor is None else whole / divisor.unsqueeze(1)
+
     def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
-        return d
+        if self.identity:
+            return d
+        divisor, columns = self.class_terms(w, None)
+        d = d.clone() if divisor is None else d / divisor.unsqueeze(1)
+        d_w, d_columns = d.split([w.shape[1], self.extra], 1)
+        self.complete_(d_w, w, divisor, columns, d_columns.t())
+        return d_w.contiguous()
 
     def pair(self, x: Tensor, w: Tensor) -> Tensor | None:
         return None
 
-    def bend(self, tile: Tensor, embedded: Tensor, spare: list[Tensor]) -> None:
-        """What a product goes through before the elementwise map, where classes differ in it; in place."""
+    def bend(self, tile: Tensor, columns: Tensor, spare: list[Tensor]) -> None:
+        """What the quantity goes through before the elementwise map, where classes differ in it; in place."""
 
-    def unbend(self, tile: Tensor, embedded: Tensor, spare: list[Tensor]) -> Tensor | None:
-        """Gradient of what came out of ``bend`` to that of what went in, in place; returns that of the last column of ``embedded``."""
+    def unbend(self, tile: Tensor, columns: Tensor, spare: list[Tensor]) -> Tensor | None:
+        """Gradient of what came out of ``bend`` to that of what went in, in place; returns that of the last of ``columns``."""
         return None
 
 
@@ -67,58 +88,60 @@ class Normalised(Plain):
     def rows(self, x: Tensor) -> Tensor:
         return x / _norm(x)
 
-    def classes(self, w: Tensor) -> Tensor:
-        return Normalised.rows(self, w)
-
     def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
         norm = _norm(x)
         unit = x / norm
         return (d - unit * (unit * d).sum(1, keepdim=True)) / norm
 
-    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
-        return Normalised.rows_vjp(self, w, d)
+    def class_terms(self, w: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        return _norm(w).squeeze(1), w.new_empty(0, len(w))
+
+    def complete_(self, d: Tensor, w: Tensor, divisor: Tensor | None, columns: Tensor, d_columns: Tensor) -> Tensor | None:
+        assert divisor is not None
+        # divided twice, because the square of a norm may overflow
+        d.addcmul_(w, (_dot(w, d) / divisor / divisor).unsqueeze(1), value=-1)
+        return None
 
 
 class CosineDistance(Normalised):
-    """``1 - C``."""
+    """``1 - C`` as ``<[-x / |x|, 1], [w, |w|] / |w|>``; the last column's share is constant."""
 
     extra = 1
 
     def rows(self, x: Tensor) -> Tensor:
         return torch.cat([-super().rows(x), torch.ones_like(x[:, :1])], 1)
 
-    def classes(self, w: Tensor) -> Tensor:
-        return torch.cat([super().classes(w), torch.ones_like(w[:, :1])], 1)
-
     def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
         return super().rows_vjp(x, -d[:, :-1])
 
-    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
-        return super().classes_vjp(w, d[:, :-1])
+    def class_terms(self, w: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        norm = _norm(w).t()
+        return norm.squeeze(0), norm
 
     def pair(self, x: Tensor, w: Tensor) -> Tensor | None:
-        return ((super().rows(x) - super().classes(w)) ** 2).sum(1) / 2
+        return ((super().rows(x) - super().rows(w)) ** 2).sum(1) / 2
 
 
 @dataclass(frozen=True)
 class SquaredDistance(Plain):
-    """``factor |x - w|^2`` as ``<[x, |x|^2, 1], factor [-2 w, 1, |w|^2]>``."""
+    """``factor |x - w|^2`` as ``<factor [-2 x, |x|^2, 1], [w, 1, |w|^2]>``."""
 
     factor: float = 1.0
     identity = False
     extra = 2
 
     def rows(self, x: Tensor) -> Tensor:
-        return torch.cat([x, _square(x), torch.ones_like(x[:, :1])], 1)
-
-    def classes(self, w: Tensor) -> Tensor:
-        return self.factor * torch.cat([-2 * w, torch.ones_like(w[:, :1]), _square(w)], 1)
+        return self.factor * torch.cat([-2 * x, _square(x), torch.ones_like(x[:, :1])], 1)
 
     def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
-        return d[:, :-2] + 2 * x * d[:, -2:-1]
+        return 2 * self.factor * (x * d[:, -2:-1] - d[:, :-2])
 
-    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
-        return 2 * self.factor * (w * d[:, -1:] - d[:, :-2])
+    def class_terms(self, w: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        return None, _one_and_square(w)
+
+    def complete_(self, d: Tensor, w: Tensor, divisor: Tensor | None, columns: Tensor, d_columns: Tensor) -> Tensor | None:
+        d.addcmul_(w, d_columns[1].unsqueeze(1), value=2)
+        return None
 
     def pair(self, x: Tensor, w: Tensor) -> Tensor | None:
         return self.factor * ((x - w) ** 2).sum(1)
@@ -127,96 +150,102 @@ class SquaredDistance(Plain):
 @dataclass(frozen=True)
 class HyperbolicExcess(Plain):
     """``E = 2 c |x - w|^2 / ((1 - c |x|^2) (1 - c |w|^2))``, the distance in the Poincare ball being ``arcosh(1 + E) / sqrt(c)``; NaN
-    outside the ball. With ``u = 1 / (1 - c |x|^2)`` it is the product of ``[u x, u |x|^2, u]`` and ``2 c v [-2 w, 1, |w|^2]``."""
+    outside the ball. It is the product of ``2 c [-2 x, |x|^2, 1] / (1 - c |x|^2)`` and
+    ``[w, 1, |w|^2] / (1 - c |w|^2)``."""
 
     c: float
     identity = False
     extra = 2
 
-    def _u(self, x: Tensor) -> Tensor:
-        return _conformal(x, self.c)
-
     def rows(self, x: Tensor) -> Tensor:
-        return self._u(x) * torch.cat([x, _square(x), torch.ones_like(x[:, :1])], 1)
-
-    def classes(self, w: Tensor) -> Tensor:
-        return 2 * self.c * self._u(w) * torch.cat([-2 * w, torch.ones_like(w[:, :1]), _square(w)], 1)
+        p = _square(x)
+        return 2 * self.c / _room(p, self.c) * torch.cat([-2 * x, p, torch.ones_like(p)], 1)
 
     def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
-        u, p = self._u(x), _square(x)
-        d_x, d_p, d_1 = d[:, :-2], d[:, -2:-1], d[:, -1:]
-        d_u = (x * d_x).sum(1, keepdim=True) + p * d_p + d_1
-        return u * (d_x + 2 * x * d_p) + d_u * 2 * self.c * u * u * x
+        p = _square(x)
+        room, d_x, d_p, d_1 = _room(p, self.c), d[:, :-2], d[:, -2:-1], d[:, -1:]
+        by_room = (p * d_p + d_1 - 2 * (x * d_x).sum(1, keepdim=True)) / room
+        return 4 * self.c / room * (x * (d_p + self.c * by_room) - d_x)
 
-    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
-        v, q = self._u(w), _square(w)
-        d_w, d_1, d_q = d[:, :-2], d[:, -2:-1], d[:, -1:]
-        d_v = -2 * (w * d_w).sum(1, keepdim=True) + d_1 + q * d_q
-        return 2 * self.c * (v * 2 * (w * d_q - d_w) + d_v * 2 * self.c * v * v * w)
+    def class_terms(self, w: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        columns = _one_and_square(w)
+        return _room(columns[1], self.c), columns
+
+    def complete_(self, d: Tensor, w: Tensor, divisor: Tensor | None, columns: Tensor, d_columns: Tensor) -> Tensor | None:
+        assert divisor is not None
+        by_room = (_dot(w, d) + (columns * d_columns).sum(0)) / divisor
+        d.addcmul_(w, (d_columns[1] + self.c * by_room).unsqueeze(1), value=2)
+        return None
 
     def pair(self, x: Tensor, w: Tensor) -> Tensor | None:
-        return (2 * self.c * self._u(x) * self._u(w)).squeeze(1) * ((x - w) ** 2).sum(1)
+        rooms = (_room(_square(x), self.c) * _room(_square(w), self.c)).squeeze(1)
+        return 2 * self.c / rooms * ((x - w) ** 2).sum(1)
 
 
 @dataclass(frozen=True)
 class Hyperplanes(Plain):
-    """``s asinh(<u [2 sqrt(c) x, 1 + c |x|^2, 0], [cosh(q) z / |z|, -sinh(q), s]>)`` of points x of the Poincare ball and hyperplanes
-    w = [z, r]: ``u = 1 / (1 - c |x|^2)``, ``q = 2 sqrt(c) r``, and the last column holds the factor of the class ``s = 2 |z| / sqrt(c)``.
-    Norms of z below 1e-12 count as 1e-12; NaN outside the ball."""
+    """``asinh(a)`` times a factor of the class, for points x of the Poincare ball and hyperplanes of normal w and offset r, the bias:
+    ``a = <[2 sqrt(c) x, 1 + c |x|^2] / (1 - c |x|^2), [w, -|w| tanh q] cosh q / |w|>`` with ``q = 2 sqrt(c) r``. The factor
+    ``2 |w| / sqrt(c)`` is a further column that no product sees. Norms of w below 1e-12 count as 1e-12; NaN outside the ball."""
 
     c: float
     identity = False
-    extra = 2
+    extra = 1
     holds_bias = True
     buffers = 3
 
     def rows(self, x: Tensor) -> Tensor:
-        return _conformal(x, self.c) * torch.cat([2 * math.sqrt(self.c) * x, 1 + self.c * _square(x), torch.zeros_like(x[:, :1])], 1)
-
-    def classes(self, w: Tensor) -> Tensor:
-        z, q = w[:, :-1], 2 * math.sqrt(self.c) * w[:, -1:]
-        norm = _norm(z)
-        return torch.cat([torch.cosh(q) / norm * z, -torch.sinh(q), 2 / math.sqrt(self.c) * norm], 1)
+        p = _square(x)
+        return torch.cat([2 * math.sqrt(self.c) * x, 1 + self.c * p], 1) / _room(p, self.c)
 
     def rows_vjp(self, x: Tensor, d: Tensor) -> Tensor:
-        root, u, p = math.sqrt(self.c), _conformal(x, self.c), _square(x)
-        d_x, d_p = d[:, :-2], d[:, -2:-1]
-        d_u = 2 * root * (x * d_x).sum(1, keepdim=True) + (1 + self.c * p) * d_p
-        return 2 * root * u * d_x + (2 * self.c * (u * d_p + u * u * d_u)) * x
+        root, p = math.sqrt(self.c), _square(x)
+        room, d_x, d_p = _room(p, self.c), d[:, :-1], d[:, -1:]
+        by_room = (2 * root * (x * d_x).sum(1, keepdim=True) + (1 + self.c * p) * d_p) / room
+        return (2 * root * d_x + (2 * self.c * (d_p + by_room)) * x) / room
 
-    def classes_vjp(self, w: Tensor, d: Tensor) -> Tensor:
-        z, q, root = w[:, :-1], 2 * math.sqrt(self.c) * w[:, -1:], math.sqrt(self.c)
-        norm, d_z, d_sinh, d_s = _norm(z), d[:, :-2], d[:, -2:-1], d[:, -1:]
-        along = (z * d_z).sum(1, keepdim=True) / norm
-        # d / dz of z / |z| takes away what is along z; |z| itself brings it back in s
-        through_norm = (2 / root * d_s - torch.cosh(q) / norm * along) / norm
-        d_r = 2 * root * (torch.sinh(q) * along - torch.cosh(q) * d_sinh)
-        return torch.cat([torch.cosh(q) / norm * d_z + through_norm * z, d_r], 1)
+    def class_terms(self, w: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        norm = _norm(w).squeeze(1)
+        q = torch.zeros_like(norm) if bias is None else 2 * math.sqrt(self.c) * bias.to(norm.dtype)
+        return norm / torch.cosh(q), torch.stack([-norm * torch.tanh(q), 2 / math.sqrt(self.c) * norm])
 
-    def bend(self, tile: Tensor, embedded: Tensor, spare: list[Tensor]) -> None:
+    def complete_(self, d: Tensor, w: Tensor, divisor: Tensor | None, columns: Tensor, d_columns: Tensor) -> Tensor | None:
+        assert divisor is not None
+        norm, (d_plane, d_factor) = columns[1] * (math.sqrt(self.c) / 2), d_columns
+        tanh = -columns[0] / norm
+        along = _dot(w, d) + columns[0] * d_plane  # -divisor d_divisor
+        by_norm = 2 / math.sqrt(self.c) * d_factor - along / norm - tanh * d_plane
+        d.addcmul_(w, (by_norm / norm).unsqueeze(1))
+        return 2 * math.sqrt(self.c) * (along * tanh - d_plane * (divisor / norm) * divisor)
+
+    def bend(self, tile: Tensor, columns: Tensor, spare: list[Tensor]) -> None:
         torch.asinh(tile, out=spare[0])
-        torch.mul(spare[0], embedded[:, -1], out=tile)
+        torch.mul(spare[0], columns[1], out=tile)
 
-    def unbend(self, tile: Tensor, embedded: Tensor, spare: list[Tensor]) -> Tensor | None:
+    def unbend(self, tile: Tensor, columns: Tensor, spare: list[Tensor]) -> Tensor | None:
         value, slope = spare  # asinh'(a) = 1 / cosh(asinh(a))
-        d_s = torch.mul(tile, value, out=slope).sum(0)
-        tile.div_(torch.cosh(value, out=slope)).mul_(embedded[:, -1])
-        return d_s
+        d_factor = torch.mul(tile, value, out=slope).sum(0)
+        tile.div_(torch.cosh(value, out=slope)).mul_(columns[1])
+        return d_factor
 
 
-def with_bias(w: Tensor, bias: Tensor | None) -> Tensor:
-    """Class vectors [V, D] with their bias, 0 if None, as the last column."""
-    return torch.cat([w, torch.zeros_like(w[:, :1]) if bias is None else bias.to(w.dtype).unsqueeze(1)], 1)
+def _room(square: Tensor, c: float) -> Tensor:
+    """``1 - c square``, NaN outside the ball."""
+    room = 1 - c * square
+    return torch.where(room > 0, room, math.nan)
 
 
-def _conformal(x: Tensor, c: float) -> Tensor:
-    """``1 / (1 - c |x|^2)``, NaN outside the ball."""
-    room = 1 - c * _square(x)
-    return torch.where(room > 0, 1 / room, math.nan)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1)
 
 
 def _square(x: Tensor) -> Tensor:
     return (x * x).sum(1, keepdim=True)
+
+
+def _one_and_square(w: Tensor) -> Tensor:
+    square = _square(w).t()
+    return torch.cat([torch.ones_like(square), square])
 
 
 def _norm(x: Tensor) -> Tensor:

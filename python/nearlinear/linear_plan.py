@@ -7,6 +7,7 @@ from itertools import product
 
 import torch
 
+from .embeddings import Plain
 from .score_maps import ScoreMap
 
 __all__ = ["DEFAULT_WORKSPACE_BYTES", "Plan", "plan"]
@@ -15,6 +16,7 @@ DEFAULT_WORKSPACE_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 # A tile of R rows costs (1 + HALF_SPEED / R) times the same product at full size, and alike in classes: the weight is read again, and its
 # gradient read and written again, for every tile of rows. CPU: measured, (2048, 512, 32000) float32; CUDA: 2 F / BW of an H100, computed.
 HALF_SPEED = {"cpu": 35, "cuda": 533}
+PANEL = {"cpu": 1 << 19, "cuda": 1 << 23}  # numbers of the class vectors that an embedding takes at a time
 WORTH = 1.05  # a larger workspace must save this much time
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -81,19 +83,29 @@ def workspace(
     """Bytes beside the results: the tile, converted or embedded operands, the float32 accumulator of a 16-bit weight, row vectors."""
     wide = 8 if dtype == torch.float64 else 4
     half = dtype.itemsize == 2
-    plain = score_map is None or score_map.embedding.identity
-    on_half = half and plain and device_type == "cuda"  # 16-bit operands, float32 products
-    columns = features + (0 if score_map is None else score_map.embedding.extra)
-    buffers = 1 if score_map is None else score_map.embedding.buffers
-    total = rows * classes * (wide * buffers + (2 if on_half else 0))
+    embedding = Plain() if score_map is None else score_map.embedding
+    on_half = half and embedding.identity and device_type == "cuda"  # 16-bit operands, float32 products
+    total = rows * classes * (wide * embedding.buffers + (2 if on_half else 0))
     if soft_target:  # the gradients of scores and target
         total += 2 * rows * classes * wide
-    # a gathered or converted copy of the rows, and their gradient before it is converted, embedded back or complete
-    total += 2 * rows * columns * wide
-    if half or not plain:
-        total += 2 * classes * columns * wide  # the classes' copy and the gradient of it
-    if not plain:
-        total += 4 * (rows + classes) * columns * wide  # temporaries of the embeddings and of the exact product of the target
+    row_bytes = rows * (features + embedding.extra) * wide
+    if embedding.identity or embedding.metric is not None:
+        total += 2 * row_bytes  # a gathered or converted copy of the rows, and their gradient
+    else:
+        # rows, embedded rows, their gradient; then what that passes through, or temporaries of a panel, or those before there are rows
+        panel_bytes = panel_rows(classes, features, device_type) * features * wide
+        total += max(6 * row_bytes, 3 * row_bytes + panel_bytes, 2 * panel_bytes)
+        total += 2 * (1 + embedding.extra + embedding.holds_bias) * v * wide
+    if half and not on_half:
+        total += rows * features * 2  # the rows' gradient converted
+    # the classes' copy, and their gradient where it has another dtype than the result or comes from the kernel of a metric
+    copies = 2 if embedding.metric is not None else (half and not on_half) + (half and rows >= n)
+    total += copies * classes * features * wide
     if half and rows < n:
         total += v * features * wide
     return total + 24 * 8 * n
+
+
+def panel_rows(classes: int, features: int, device_type: str) -> int:
+    """Class vectors that an embedding takes at a time, so that its temporaries stay small."""
+    return max(1, min(classes, PANEL[device_type] // max(features, 1)))

@@ -1,9 +1,11 @@
 """The walk over (rows x classes) tiles that all fused linear heads share. Scores exist one tile at a time, in a workspace.
 
-    tile = rows(x_c) classes(w_b)^T (+ bias)          one matrix product
+    tile = x_c w_b^T (+ bias)                          one matrix product
     row statistics of the tile, merged over b          logit_stats, with a shard of the classes
     tile <- d loss / d tile                            the reducer, in place
-    d_x_c += tile classes(w_b);  d_w_b += tile^T rows(x_c)
+    d_x_c += tile w_b;  d_w_b += tile^T x_c
+
+An embedding (:mod:`nearlinear.embeddings`) changes the features of a tile before the first product; of the classes it changes the tile.
 
 Shapes: input [N, D], linear_weight [V, D], target [N]; statistics [N]. Accumulates in float32 (float64 for float64): 16-bit operands are
 converted a tile at a time on CPU, and multiplied as they are with a float32 result on CUDA. Order is fixed: the same bits from run to run.
@@ -12,79 +14,15 @@ converted a tile at a time on CPU, and multiplied as they are with a float32 res
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .class_embedding import ClassEmbedding
 from .distances import DistanceMetric
-from .embeddings import with_bias
-from .linear_plan import Plan, plan
-from .ops._register import stats_dtype
-from .score_maps import ScoreMap
-
-
-@dataclass
-class Head:
-    """One call's tensors and options. ``target``: a label per row, or class probabilities [N, V], which want all classes in one tile."""
-
-    input: Tensor
-    linear_weight: Tensor
-    linear_bias: Tensor | None
-    target: Tensor
-    weight: Tensor | None
-    margin: Tensor | None
-    ignore_index: int
-    score_map: ScoreMap
-    spread: bool
-    first_class: int = 0
-    num_classes: int | None = None
-    max_workspace_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        self.wide = stats_dtype(self.input)
-        self.embedding = self.score_map.embedding
-        elementwise = self.score_map.elementwise
-        self.map_arguments = elementwise.name, elementwise.params
-        self.on_half = self.input.dtype.itemsize == 2 and self.input.is_cuda and self.embedding.identity
-        self.held = self.linear_weight.shape[0]
-        self.soft = self.target.dim() == 2
-        self.classes_in_all = self.held if self.num_classes is None else self.num_classes
-
-    @property
-    def weight_sum(self) -> Tensor | float:
-        return float(self.held) if self.weight is None else self.weight.sum()
-
-    def plan(self, num_rows: int) -> Plan:
-        return plan(
-            num_rows, self.held, self.input.shape[1], self.input.dtype, device_type=self.input.device.type, score_map=self.score_map,
-            soft_target=self.soft, max_workspace_bytes=self.max_workspace_bytes,
-        )  # fmt: skip
-
-
-class Gradients:
-    """Accumulators of the wanted gradients; what is not wanted is empty."""
-
-    def __init__(self, head: Head, wants: list[bool], one_tile_of_rows: bool) -> None:
-        def like(t: Tensor | None, wanted: bool, dtype: torch.dtype | None = None) -> Tensor:
-            return head.input.new_empty(0) if t is None or not wanted else torch.empty_like(t, dtype=dtype)
-
-        self.wants = wants  # of input, class vectors, bias, margin
-        direct = one_tile_of_rows or head.linear_weight.dtype == head.wide
-        self.d_input = like(head.input, wants[0])
-        self.d_weight = like(head.linear_weight, wants[1], None if direct else head.wide)
-        self.d_bias = like(head.linear_bias, wants[2], head.wide)
-        self.d_margin = like(head.margin, wants[3], head.wide)
-
-    def results(self, head: Head) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        bias, margin = head.linear_bias, head.margin
-        return (
-            self.d_input,
-            self.d_weight.to(head.linear_weight.dtype),
-            self.d_bias if bias is None else self.d_bias.to(bias.dtype),
-            self.d_margin if margin is None else self.d_margin.to(margin.dtype),
-        )
+from .linear_head import Gradients, Head
+from .linear_plan import Plan, panel_rows
 
 
 class _Target(NamedTuple):
@@ -124,7 +62,7 @@ def walk(
     for begin in range(0, rows_in_all, tiles.rows):
         end = min(begin + tiles.rows, rows_in_all)
         index: slice | Tensor = slice(begin, end) if kept is None else kept[begin:end]
-        walker.enter(index, first=begin == 0)
+        walker.enter(index, first=begin == 0, last=end == rows_in_all)
         if given is None:
             found = walker.statistics()
             for whole, part in zip(stats, found, strict=True):
@@ -141,9 +79,8 @@ def walk(
 
 
 def _kept_rows(head: Head) -> Tensor | None:
-    """Rows that are not ignored, on CPU, where leaving the others out saves their share of the products; None: all, or on CUDA, where
-    finding them would synchronise."""
-    if head.input.is_cuda or head.soft:
+    """Rows to walk over; None: all."""
+    if head.soft or not head.leaves_out_ignored:
         return None
     kept = head.target != head.ignore_index
     return None if bool(kept.all()) else kept.nonzero().flatten()
@@ -154,57 +91,60 @@ class _Walker:
         self.head, self.reducer, self.tiles, self.gradients = head, reducer, tiles, gradients
         size = tiles.rows * tiles.classes
         self.buffers = [head.input.new_empty(size, dtype=head.wide) for _ in range(head.embedding.buffers)]
-        self.spare: list[Tensor] = []
+        self.spare: list[Tensor] = []  # of the tile that was filled last
         self.one_block = tiles.classes >= head.held
         self.blocks = [(b, min(b + tiles.classes, head.held)) for b in range(0, head.held, tiles.classes)]
-        self.classes_of_block: tuple[Tensor, Tensor] | None = None  # kept where there is one block
+        self.classes_of_block: Tensor | None = None  # kept where there is one block
+        self.embedded: ClassEmbedding | None = None
+        if head.embeds:
+            panel = panel_rows(tiles.classes, head.input.shape[1], head.input.device.type)
+            self.embedded = ClassEmbedding(head.embedding, head.linear_weight, head.linear_bias, head.wide, panel)
         self.tile: Tensor | None = None
         self.mark: _Target | None = None
 
-    def enter(self, index: slice | Tensor, first: bool) -> None:
+    def enter(self, index: slice | Tensor, first: bool, last: bool) -> None:
         """Go to the next rows."""
         head = self.head
-        self.index, self.first, self.tile = index, first, None
-        raw = head.input[index]
-        self.x = self.converted(raw)
-        self.rows = head.embedding.rows(self.x)
+        self.index, self.first, self.last, self.tile = index, first, last, None
         self.labels = head.target[index]
+        raw = head.input[index]
         self.margin = None if head.margin is None else head.margin[index].to(head.wide)
+        if not head.leaves_out_ignored:  # their gradient of zero must not meet a NaN or an infinity
+            ignored = self.labels == head.ignore_index
+            raw = raw.masked_fill(ignored.unsqueeze(1), 0)
+            self.margin = None if self.margin is None else self.margin.masked_fill(ignored, 0)
+        self.x = raw if head.on_half else raw.to(head.wide)
+        if not head.embedding.identity:
+            self.x = self.x.contiguous()  # or sums would add in an order that depends on strides
+        rows = head.embedding.rows(self.x)
+        self.rows, self.row_columns = rows.split([self.x.shape[1], head.embedding.extra], 1)
 
-    def converted(self, raw: Tensor) -> Tensor:
-        """Vectors in the dtype of the products; dense for an embedding, whose sums would else add in an order that depends on strides."""
-        if self.head.on_half:
-            return raw
-        wide = raw.to(self.head.wide)
-        return wide if self.head.embedding.identity else wide.contiguous()
-
-    def classes(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """(class vectors, their embedding) of one block."""
+    def classes(self, begin: int, end: int) -> Tensor:
+        """Class vectors of one block in the dtype of the products."""
         if self.classes_of_block is not None:
             return self.classes_of_block
-        raw = self.head.linear_weight[begin:end]
-        w = self.converted(raw)
-        if self.head.embedding.holds_bias:
-            w = with_bias(w, None if self.head.linear_bias is None else self.head.linear_bias[begin:end])
-        found = w, self.head.embedding.classes(w)
+        head = self.head
+        raw = head.linear_weight[begin:end]
+        w = raw if head.on_half else raw.to(head.wide)
+        if head.embedding.metric is not None:
+            w = w.contiguous()  # as its kernels read it
         if self.one_block:
-            self.classes_of_block = found
-        return found
+            self.classes_of_block = w
+        return w
 
     def fill(self, begin: int, end: int) -> Tensor:
         """Scores of the rows against one block, before the elementwise map; the target's under its margin."""
         head = self.head
-        w, embedded = self.classes(begin, end)
+        w = self.classes(begin, end)
         shape = len(self.rows), end - begin
         tile, *self.spare = (buffer[: shape[0] * shape[1]].view(shape) for buffer in self.buffers)
         metric = head.embedding.metric
         if metric is not None:
-            torch.ops.nearlinear.distance_tile(self.rows, embedded, metric.name, metric.params, tile)
-        elif head.on_half:
-            torch.mm(self.rows, embedded.t(), out_dtype=head.wide, out=tile)
+            torch.ops.nearlinear.distance_tile(self.rows, w, metric.name, metric.params, tile)
         else:
-            torch.mm(self.rows, embedded.t(), out=tile)
-        head.embedding.bend(tile, embedded, self.spare)
+            product_into(tile, self.rows, w.t(), first=True)
+        if self.embedded is not None:
+            self.embedded.finish_scores(tile, self.row_columns, begin, end, self.spare)
         if head.linear_bias is not None and not head.embedding.holds_bias:
             tile.add_(head.linear_bias[begin:end].to(head.wide))
         self.mark = self.replace_target(tile, w, begin)
@@ -233,9 +173,9 @@ class _Walker:
             self.tile = self.fill(begin, end)
             part = self.reducer.of_tile(self.tile, self.labels, begin, end)
             merged = part if merged is None else self.reducer.merge(merged, part, begin, end)
-        if self.one_block or not self.head.input.is_cuda:
+        if self.one_block or self.head.leaves_out_ignored:
             return merged
-        ignored = self.labels == self.head.ignore_index  # CPU has left them out
+        ignored = self.labels == self.head.ignore_index
         return type(merged)(*(s.masked_fill(ignored, 0) if s.numel() else s for s in merged))
 
     def gradient(self, stats: Any, up: Any) -> None:
@@ -264,42 +204,47 @@ class _Walker:
 
     def accumulate(self, tile: Tensor, begin: int, end: int, d_rows: Tensor | None) -> Tensor | None:
         head, out = self.head, self.gradients
-        w, embedded = self.classes(begin, end)
-        d_last = head.embedding.unbend(tile, embedded, self.spare)
+        w = self.classes(begin, end)
         if out.d_bias.numel() and not head.embedding.holds_bias:
             self.add(out.d_bias[begin:end], tile.sum(0))
         if head.embedding.metric is not None:
             return self.accumulate_distances(head.embedding.metric, tile, w, out.d_weight[begin:end], d_rows)
+        d_last = None if self.embedded is None else self.embedded.start_gradient(tile, begin, end, self.spare)
         left = tile.to(head.input.dtype) if head.on_half else tile
         if out.d_input.numel():
             # straight into the result where the product is the whole gradient
             into = out.d_input[self.index] if isinstance(self.index, slice) else None
             if into is None or not head.embedding.identity or not self.one_block or into.dtype != head.wide or not into.is_contiguous():
-                d_rows = product(left, embedded, head.wide, d_rows)
+                d_rows = self.add_to_rows(left, w, begin, end, d_rows)
             else:
-                torch.mm(left, embedded, out=into)
-        if d_last is not None:
-            self.accumulate_planes(left, w, d_last, begin, end)
-        elif out.d_weight.numel():
-            block = out.d_weight[begin:end]
-            if head.embedding.identity and block.dtype == head.wide:
-                product_into(block, left.t(), self.rows, self.first)
-            else:
-                self.add(block, head.embedding.classes_vjp(w, product(left.t(), self.rows, head.wide)))
+                torch.mm(left, w, out=into)
+        if out.d_weight.numel():
+            self.add_to_classes(left.t(), w, d_last, begin, end)
         return d_rows
 
-    def accumulate_planes(self, left: Tensor, w: Tensor, d_last: Tensor, begin: int, end: int) -> None:
-        """Class vectors that hold their bias, and a last column whose gradient is no product."""
-        out = self.gradients
-        if not (out.d_weight.numel() or out.d_bias.numel()):
-            return
-        d = product(left.t(), self.rows, self.head.wide)
-        d[:, -1] = d_last
-        d = self.head.embedding.classes_vjp(w, d)
-        if out.d_weight.numel():
-            self.add(out.d_weight[begin:end], d[:, :-1])
-        if out.d_bias.numel():
-            self.add(out.d_bias[begin:end], d[:, -1])
+    def add_to_rows(self, left: Tensor, w: Tensor, begin: int, end: int, d_rows: Tensor | None) -> Tensor:
+        size, extra = w.shape[1], self.row_columns.shape[1]
+        into = self.buffers[0].new_empty(len(left), size + extra) if d_rows is None else d_rows
+        product_into(into[:, :size], left, w, first=d_rows is None)
+        if self.embedded is not None and extra:
+            product_into(into[:, size:], left, self.embedded.columns[:extra, begin:end].t(), first=d_rows is None)
+        return into
+
+    def add_to_classes(self, left: Tensor, w: Tensor, d_last: Tensor | None, begin: int, end: int) -> None:
+        block = self.gradients.d_weight[begin:end]
+        wide = block.dtype == self.head.wide  # else there is one tile of rows
+        whole = block if wide else self.buffers[0].new_empty(block.shape)
+        product_into(whole, left, self.rows, self.first)
+        if self.embedded is not None:
+            extra, d_columns = self.row_columns.shape[1], self.embedded.d_columns[:, begin:end]
+            if extra:
+                product_into(d_columns[:extra], self.row_columns.t(), left.t(), self.first)
+            if d_last is not None:
+                self.add(d_columns[extra], d_last)
+            if self.last:
+                self.embedded.finish_gradient(whole, w, begin, self.gradients.d_bias)
+        if not wide:
+            block.copy_(whole)
 
     def accumulate_distances(self, metric: DistanceMetric, tile: Tensor, w: Tensor, block: Tensor, d_rows: Tensor | None) -> Tensor | None:
         wants_rows, wants_classes = bool(self.gradients.d_input.numel()), bool(self.gradients.d_weight.numel())
@@ -319,10 +264,7 @@ class _Walker:
             into.add_(part)
 
 
-def product(a: Tensor, b: Tensor, dtype: torch.dtype, onto: Tensor | None = None) -> Tensor:
-    if onto is not None:
-        product_into(onto, a, b, first=False)
-        return onto
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mm(a, b) if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
 
 

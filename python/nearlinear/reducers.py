@@ -1,6 +1,6 @@
 """What a fused head does with a tile of scores: how its rows are reduced, how two tiles' results merge, and what overwrites the scores.
 
-A reducer is built on one call's :class:`~nearlinear.linear_tiles.Head`. Its statistics and upstream gradients are NamedTuples of row
+A reducer is built on one call's :class:`~nearlinear.linear_head.Head`. Its statistics and upstream gradients are NamedTuples of row
 vectors; a vector that is not wanted is empty.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .linear_tiles import Head
+    from .linear_head import Head
 
 __all__ = ["PlainSum", "SoftStats", "SoftTarget", "SoftUpstream", "Softmax", "Stats", "Total", "Upstream", "merge"]
 

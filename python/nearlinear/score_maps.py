@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .distances import DISTANCES, DistanceMetric
-from .embeddings import Coordinates, CosineDistance, HyperbolicExcess, Hyperplanes, Normalised, Plain, SquaredDistance, with_bias
+from .embeddings import Coordinates, CosineDistance, HyperbolicExcess, Hyperplanes, Normalised, Plain, SquaredDistance
 from .logit_maps import LOGIT_MAPS, Arcosh, Identity, LogitMap, Power, Scale
 
 __all__ = [
@@ -310,8 +310,9 @@ class HyperbolicMLR(ScoreMap):
         return Identity()
 
     def product(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-        embedded = self.embedding.classes(with_bias(w, bias))
-        return embedded[:, -1] * torch.asinh(self.embedding.rows(x) @ embedded.T)
+        divisor, columns = self.embedding.class_terms(w, bias)
+        assert divisor is not None
+        return columns[1] * torch.asinh(self.embedding.rows(x) @ torch.cat([w, columns[:1].T], 1).T / divisor)
 
     def formula(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         # Ganea et al.: 2 |a| / ((1 - c |p|^2) sqrt(c)) asinh(2 sqrt(c) <y, a> / ((1 - c |y|^2) |a|)), y the Moebius sum of -p and x

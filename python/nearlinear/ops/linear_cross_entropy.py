@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import row_losses
-from ..linear_tiles import Head, walk
+from ..linear_head import Head
+from ..linear_tiles import walk
 from ..reducers import Softmax, Stats, Upstream
 from ..reference import linear_cross_entropy as reference
 from ..score_maps import get_score_map

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..linear_tiles import Head, walk
+from ..linear_head import Head
+from ..linear_tiles import walk
 from ..reducers import SoftStats, SoftTarget, SoftUpstream
 from ..reference import linear_cross_entropy as reference
 from ..score_maps import get_score_map

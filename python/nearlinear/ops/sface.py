@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..embeddings import Normalised, Plain
-from ..linear_tiles import Head, walk
+from ..linear_head import Head
+from ..linear_tiles import walk
 from ..logit_maps import LogitMap
 from ..reducers import PlainSum, Total
 from ..reference import sface as reference
