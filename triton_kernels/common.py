@@ -100,9 +100,9 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-# classes up to which a tile serves, where classes are contiguous or as close as anything is. 2 to 8 elements a thread: up to 16 bytes of a
+# classes up to which a tile serves, where classes are contiguous or as close as anything is. 4 or 8 elements a thread: up to 16 bytes of a
 # half dtype, and with an int64 address for each no registers spill
-ROW_TILES = ((16, Tile(32, 16, 64, 8)), (64, Tile(16, 64, 256, 4)), (2048, Tile(8, 256, 1024, 8)))
+ROW_TILES = ((16, Tile(32, 16, 64, 4)), (64, Tile(16, 64, 256, 4)), (2048, Tile(8, 256, 1024, 8)))
 LONG_TILE = Tile(1, 2048, 8192, 8)
 # rows contiguous and classes strided: the longer a run of rows, the fewer cache lines are read in part
 LANE_TILE = Tile(128, 4, 64, 4)
