@@ -99,7 +99,8 @@ def extension() -> cpp_extension.CppExtension:
     # classic half operators are switched off by torch's build flags; undo that once for every file
     halves = [f"-U__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")]
     shared = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DUSE_CUDA" if home else "-DNL_CPU_ONLY"]
-    nvcc = ["-O3", "-std=c++20", "-Xptxas=--warn-on-spills", "-Werror=all-warnings", "-Xcompiler=-fvisibility=hidden,-Wno-psabi", *halves]
+    nvcc = ["-O3", "-std=c++20", "--extended-lambda", "-Xptxas=--warn-on-spills", "-Werror=all-warnings"]
+    nvcc += ["-Xcompiler=-fvisibility=hidden,-Wno-psabi", *halves]
     return cpp_extension.CppExtension(
         "nearlinear._C",
         sources,

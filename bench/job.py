@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import measure, roofline
-from .registry import PASSES, Baseline, Case, Sizes
+from .registry import Baseline, Case, Sizes
 
 __all__ = ["Effort", "Job"]
 
@@ -74,7 +74,7 @@ class Job:
         return {**head, "sizes": dict(self.sizes), "impl": name, "pass": which, **empty, "status": "ok", "reason": "", **facts}
 
     def skipped(self, names: Iterable[str], status: str, reason: str) -> list[Row]:
-        return [self.row(name, which, status=status, reason=reason) for name in names for which in PASSES]
+        return [self.row(name, which, status=status, reason=reason) for name in names for which in self.case.passes]
 
     def measure(self, wanted: Iterable[str], effort: Effort, gemm: Callable[[torch.dtype], float]) -> list[Row]:
         """Rows of ours and the wanted baselines, both passes, and of the floors."""
@@ -84,7 +84,7 @@ class Job:
         errors = {impl.name: self._guard(impl, partial(self._error, impl)) for impl in impls}
         inputs = self.case.inputs(self.sizes, self.dtype, self.device)
         calls, prepare = self._calls(impls, inputs)
-        runners = [(impl, which) for impl in impls for which in PASSES]
+        runners = [(impl, which) for impl in impls for which in self.case.passes]
         compile_s = {(impl.name, which): self._warm_up(impl, calls[impl.name, which]) for impl, which in runners}
         peaks = {
             (impl.name, which): self._guard(impl, partial(measure.peak_mb, calls[impl.name, which], self.device)) for impl, which in runners
@@ -136,7 +136,7 @@ class Job:
         loss, gradients = _full(self.case.definition, exact)
         value, found = _full(impl.run, tuple(_leaf(t.clone(), t.requires_grad) if t.is_floating_point() else t for t in inputs))
         norms = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, gradients, strict=True)]
-        return {"loss": abs(float(value.double() - loss)) / abs(float(loss)), "gradient": max(norms), **sizes}
+        return {"loss": abs(float(value.double() - loss)) / abs(float(loss)), "gradient": max(norms, default=None), **sizes}
 
     def _calls(
         self, impls: list[Impl], inputs: tuple[Tensor, ...]
@@ -148,7 +148,7 @@ class Job:
             if impl.overwrites_input and impl.status == "ok":
                 own = tuple(_leaf(t.clone(), t.requires_grad) for t in inputs)
                 restore = partial(_restore, own, inputs)
-                prepare.update({(impl.name, which): restore for which in PASSES})
+                prepare.update({(impl.name, which): restore for which in self.case.passes})
             calls[impl.name, "fwd"] = partial(_forward, impl.run, own)
             calls[impl.name, "full"] = partial(_full, impl.run, own)
         return calls, prepare
@@ -173,7 +173,7 @@ class Job:
         floors = roofline.floors(max(t.nbytes for t in inputs), self.device)
         products = self._products(inputs, gemm)
         facts: dict[tuple[str, str], Row] = {}
-        for which in PASSES:
+        for which in self.case.passes:
             alive = {(i.name, which): calls[i.name, which] for i in impls if i.status == "ok"}
             limits = {name: call for name, (call, _) in floors.items()} | {f"products {p}": c for p, c in products.items() if p == which}
             for call in limits.values():
@@ -242,8 +242,8 @@ def _forward(run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 def _full(run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    loss = run(*inputs)
-    return loss.detach(), torch.autograd.grad(loss, [t for t in inputs if t.requires_grad])
+    loss, wanted = run(*inputs), [t for t in inputs if t.requires_grad]
+    return loss.detach(), torch.autograd.grad(loss, wanted) if wanted else ()
 
 
 def _summary(laps: list[measure.Lap]) -> Row:

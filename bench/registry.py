@@ -56,6 +56,7 @@ class Case:
     flops: Callable[[Sizes], Mapping[str, int]] = lambda sizes: dict.fromkeys(PASSES, 0)
     products: Callable[[tuple[Tensor, ...]], Mapping[str, Callable[[], object]]] | None = None
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
+    passes: Sequence[str] = PASSES  # ("fwd",): a metric, which has no gradient
     error_rows: Mapping[str, int] = field(default_factory=dict)  # sizes are cut to these for the comparison with float64
 
 

@@ -51,7 +51,7 @@ def _plain(groups: Mapping[tuple[str, ...], Mapping[str, Row]]) -> str:
             if row["status"] != "ok":
                 lines.append([name, f"{row['status']}: {row['reason']}", *[""] * 7])
                 continue
-            gradient = f"{row['error']['gradient']:.0e}"
+            gradient = "-" if row["error"]["gradient"] is None else f"{row['error']['gradient']:.0e}"
             numbers = [_number(row[key]) for key in ("cpu_ms", "peak_mb", "host_us")]
             lines.append([name, _ms(row), _ratio(row, impls["ours"]), f"{row['pct_roof']:.0f}", *numbers, _loss_error(row), gradient])
     # a reason may be long, and only the last filled cell of its line

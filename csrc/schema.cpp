@@ -127,3 +127,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
       "pair_distances_backward(Tensor grad, Tensor input, Tensor other, str metric, float[] metric_params, bool wants_input, "
       "bool wants_other) -> (Tensor d_input, Tensor d_other)");
 }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
+  // roc_auc. Shapes: input [N], target bool [N], group int64 [N] of 0 to num_groups - 1 (None: one group); results [num_groups, 3].
+  m.def("roc_auc_counts(Tensor input, Tensor target, Tensor? group, int num_groups) -> Tensor");  // int64: 2 U, positives, negatives
+  m.def(  // float64: U up to a share max_fpr of the negatives, weight of the positives, weight of the negatives
+      "roc_auc_sums(Tensor input, Tensor target, Tensor? sample_weight, Tensor? group, int num_groups, float max_fpr) -> Tensor");
+  // input [N, C], target int64 [N]: U of class c against class j by the scores of column c, [C, C], and the weight of each class
+  m.def("roc_auc_class_sums(Tensor input, Tensor target, Tensor? sample_weight) -> (Tensor sums, Tensor mass)");
+}

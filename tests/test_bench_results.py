@@ -24,7 +24,7 @@ def test_smoke_runs_every_case_and_baseline(smoke):
     for case in load():
         for name, baseline in {"ours": None, **case.baselines}.items():
             rows = [row for row in smoke["rows"] if row["case"] == case.name and row["impl"] == name]
-            assert {row["pass"] for row in rows} == {"fwd", "full"}, (case.name, name)
+            assert {row["pass"] for row in rows} == set(case.passes), (case.name, name)
             for row in rows:
                 refusal = baseline.refuse(CPU, run.DTYPES[row["dtype"]]) if baseline else ""
                 assert (row["status"], row["reason"]) == (("unsupported", refusal) if refusal else ("ok", "")), row
@@ -37,7 +37,7 @@ def test_every_baseline_computes_the_same_loss_and_gradient(smoke):
         if row["error"]:
             exact = row["dtype"] == "float32" or row["impl"] == "ours" or row["impl"].endswith("_fp32")
             assert row["error"]["loss"] < (2e-6 if exact else 2e-2), row
-            assert row["error"]["gradient"] < (2e-6 if row["dtype"] == "float32" else 1e-2), row
+            assert (row["error"]["gradient"] or 0) < (2e-6 if row["dtype"] == "float32" else 1e-2), row
 
 
 def test_smoke_times_are_those_of_the_clock(smoke):

@@ -77,6 +77,8 @@ def test_links_between_pages() -> None:
         "distances",
         "kl_logit",
         "linear_cross_entropy",
+        "metrics",
+        "roc_auc",
         "row_losses",
         "logit_maps",
         "reference.cross_entropy",
@@ -86,7 +88,7 @@ def test_links_between_pages() -> None:
 def test_docstring_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"nearlinear.{name}"))
     assert result.failed == 0
-    if name in ("cross_entropy", "distance", "kl_logit", "linear_cross_entropy"):
+    if name in ("cross_entropy", "distance", "kl_logit", "linear_cross_entropy", "metrics", "roc_auc"):
         assert result.attempted > 0
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import errors_linear
 import errors_pair
+import errors_roc_auc
 import nearlinear
 import pytest
 import torch
-from nearlinear import BrayCurtis, Canberra, Minkowski, SmoothChebyshev, _checks, row_losses
+from nearlinear import BrayCurtis, Canberra, Minkowski, SmoothChebyshev, _checks, roc_auc_checks, row_losses
 from nearlinear.logit_maps import SoftCap
 from torch.autograd import forward_ad
 
@@ -197,6 +198,7 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     *errors_linear.ROWS,
     *errors_pair.ROWS,
+    *errors_roc_auc.ROWS,
 ]  # fmt: skip
 
 
@@ -257,6 +259,9 @@ def literals(node: ast.AST) -> list[str]:
         nearlinear.kl_logit_loss,
         nearlinear.linear_cross_entropy,
         nearlinear.plan,
+        nearlinear.roc_auc_score,
+        nearlinear.RocAUC,
+        roc_auc_checks.check_samples,
         _checks.require,
         row_losses.RowLoss,
         SoftCap,

@@ -31,6 +31,9 @@ NON_DIFFERENTIABLE = {
     "pair_tile_extremes",
     "pair_tile_stats",
     "pair_tile_stats_backward_",
+    "roc_auc_class_sums",
+    "roc_auc_counts",
+    "roc_auc_sums",
 }
 GRADIENTS_IN_FORWARD = {"linear_row_loss"}  # no backward op: the forward returns the gradients
 HEADER = ("Shapes", "Algorithm", "Cost", "Numerics")  # after the line that says what is computed

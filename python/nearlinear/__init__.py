@@ -56,6 +56,7 @@ from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from .linear_kl_logit import LinearJSLogitLoss, LinearKLLogitLoss, linear_js_logit_loss, linear_kl_logit_loss
 from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
+from .metrics import RocAUC
 from .pair_loss import (
     BatchHardTripletLoss,
     InfoNCELoss,
@@ -72,6 +73,7 @@ from .pair_loss import (
     proxy_anchor_loss,
     supcon_loss,
 )  # fmt: skip
+from .roc_auc import roc_auc_score, roc_curve
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
 from .row_weights import dataset_equity_weight, density_weights
 from .sface import SFaceLoss, sface_loss
@@ -114,6 +116,7 @@ __all__ = [
     "PolyLoss",
     "ProtoTripletLoss",
     "ProxyAnchorLoss",
+    "RocAUC",
     "SFaceLoss",
     "Scale",
     "SmoothChebyshev",
@@ -155,6 +158,8 @@ __all__ = [
     "proto_triplet_loss",
     "proxy_anchor_loss",
     "reference",
+    "roc_auc_score",
+    "roc_curve",
     "row_losses",
     "score_maps",
     "sface_loss",

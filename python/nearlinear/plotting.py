@@ -10,7 +10,7 @@ from typing import Any
 
 from . import environment
 
-__all__ = ["STYLES", "plot_bars", "plot_gradient_error", "plot_scaling", "plot_training_curves", "scaling_rows"]
+__all__ = ["STYLES", "plot_bars", "plot_gradient_error", "plot_roc_curve", "plot_scaling", "plot_training_curves", "scaling_rows"]
 
 # Okabe and Ito's colours, darkest first
 STYLES = [
@@ -130,7 +130,25 @@ def plot_training_curves(
     ax.set(xlabel="step", ylabel=ylabel)
     ax.grid(visible=True, alpha=0.3)
     ax.legend(fontsize=8)
-    return _stamp(ax, {"nearlinear": {"version": environment.versions()["nearlinear"], **environment.git_state()}})
+    return _stamp(ax, _this_tree())
+
+
+def plot_roc_curve(curves: Mapping[str, Sequence[Any]], *, ax: Any = None) -> Any:
+    """ROC curves by name, each ``(fpr, tpr, ...)`` as of :func:`nearlinear.roc_curve`, with the area under each and the line of chance."""
+    ax = _axes(ax, height=6.0)
+    for style, (name, (fpr, tpr, *_)) in zip(STYLES * 3, curves.items(), strict=False):
+        x, y = ([float(value) for value in values] for values in (fpr, tpr))
+        area = sum((x[k + 1] - x[k]) * (y[k + 1] + y[k]) / 2 for k in range(len(x) - 1))
+        ax.plot(x, y, label=f"{name}: {area:.4f}", color=style["color"], linestyle=style["linestyle"])
+    ax.plot([0, 1], [0, 1], color="0.5", linewidth=1, label="chance: 0.5")
+    ax.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    ax.grid(visible=True, alpha=0.3)
+    ax.legend(fontsize=8, loc="lower right")
+    return _stamp(ax, _this_tree())
+
+
+def _this_tree() -> Document:
+    return {"nearlinear": {"version": environment.versions()["nearlinear"], **environment.git_state()}}
 
 
 def _axes(ax: Any, height: float = 4.5) -> Any:

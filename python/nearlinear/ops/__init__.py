@@ -1,6 +1,16 @@
 """Registrations of the ops: fakes, derivatives, and the walks over tiles that are the kernels of the fused heads."""
 
-from . import cross_entropy, distance, kl_logit, linear_cross_entropy, linear_cross_entropy_soft, linear_kl_logit, pair_loss, sface
+from . import (
+    cross_entropy,
+    distance,
+    kl_logit,
+    linear_cross_entropy,
+    linear_cross_entropy_soft,
+    linear_kl_logit,
+    pair_loss,
+    roc_auc,
+    sface,
+)
 
 __all__ = [
     "cross_entropy",
@@ -10,5 +20,6 @@ __all__ = [
     "linear_cross_entropy_soft",
     "linear_kl_logit",
     "pair_loss",
+    "roc_auc",
     "sface",
 ]
