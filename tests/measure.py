@@ -57,6 +57,14 @@ class Case:
         return {name: (t.to(dtype if name in self.native else wide) if t.is_floating_point() else t).to(device) for name, t in made.items()}
 
 
+def points(rows: int = 7, classes: int = 6, features: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, class vectors and labels; inside the unit ball, so that every score map is defined."""
+    draw = Draw()
+    x, w = draw.normal(rows, features), draw.normal(classes, features)
+    x, w = (t / (1.3 + t.norm(dim=1, keepdim=True)) for t in (x, w))
+    return x, w, draw.labels(classes, rows)
+
+
 def to(inputs: Inputs, dtype: torch.dtype, device: torch.device | str = "cpu") -> Inputs:
     return {name: (t.to(dtype) if t.is_floating_point() else t).to(device) for name, t in inputs.items()}
 

@@ -4,6 +4,7 @@ BATTERY = "tests/test_linear_cross_entropy.py::TestLinearCrossEntropy::test_erro
 FORWARD = "tests/test_linear_cross_entropy.py::TestGradientsInForward"
 PROBABILITIES = "tests/test_linear_cross_entropy.py::TestClassProbabilities::test_gradients_in_float64"
 RIVALS, MEMORY, HEADS = "tests/test_linear_rivals.py", "tests/test_linear_memory.py", "tests/test_heads.py"
+MAPS = "tests/test_score_maps.py"
 SHARDS, SFACE = "tests/test_cross_entropy_shards.py", "tests/test_sface.py"
 
 TILES, REDUCERS, PLAN = (f"python/nearlinear/{name}.py" for name in ("linear_tiles", "reducers", "linear_plan"))
@@ -46,9 +47,9 @@ PYTHON = [
     (PARALLEL, "by_place[i] = _gather(by_place[i], ctx.shard.group).sum(0)", "pass", "tests/test_vocab_parallel.py"),
     # score maps
     (EMBEDDINGS, "d.addcmul_(w, d_columns[1].unsqueeze(1), value=2)", "d.addcmul_(w, d_columns[1].unsqueeze(1), value=1)",
-     f"{HEADS} -k derivatives"),
+     f"{MAPS} -k derivatives"),
     (EMBEDDINGS, "by_room = (_dot(w, d) + (columns * d_columns).sum(0)) / divisor", "by_room = _dot(w, d) / divisor",
-     f"{HEADS} -k derivatives"),
+     f"{MAPS} -k derivatives"),
     (CLASSES, "            q = slice(begin + p.start, begin + p.stop)", "            q = p", f"{BATTERY} -k 'arc_tiles or harmonic_tiles'"),
     (TILES, "            if self.last:\n", "            if self.first:\n", f"{BATTERY} -k 'arc_tiles or harmonic_tiles'"),
     (TILES, "raw = raw.masked_fill(ignored.unsqueeze(1), 0)", "pass", "tests/test_linear_cross_entropy.py -k ignored_rows_hold"),
@@ -59,7 +60,7 @@ PYTHON = [
      f"{BATTERY} -k hyperbolic_mlr"),
     (CLASSES, "                d_bias[q] = of_bias\n", "                d_bias[: len(of_bias)] = of_bias\n",
      f"{BATTERY} -k hyperplane_tiles"),
-    (EMBEDDINGS, "(along * tanh - d_plane", "(along - d_plane", f"{HEADS} -k derivatives"),
+    (EMBEDDINGS, "(along * tanh - d_plane", "(along - d_plane", f"{MAPS} -k derivatives"),
     (EMBEDDINGS, "torch.mul(tile, value, out=slope).sum(0)", "tile.sum(0)", f"{BATTERY} -k hyperbolic_mlr"),
     (PLAN, "(wide * embedding.buffers + ", "(wide + ", f"{MEMORY} -k 'peak_is_results and hyperplanes'"),
     (FACES, "scatter(0, order, ranked)", "copy_(ranked[order])", f"{HEADS} -k elastic_plus"),
