@@ -61,10 +61,21 @@ def test_committed_results_follow_the_schema(smoke):
     assert problems(wrong) == ["rows[0] must have times exactly if its status is ok"]
 
 
-def test_the_readme_shows_the_stored_run():
-    shown = (ROOT / "README.md").read_text().split("<!-- bench:begin -->\n")[1].split("\n<!-- bench:end -->")[0]
-    command = re.search(r"--json (\S+)", shown)[1]
-    assert shown == table.render(json.loads((ROOT / command).read_text()), markdown=True)
+SHOWN = [
+    (page.name, block)
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for block in re.findall(r"<!-- bench:begin -->\n(.*?)\n<!-- bench:end -->", page.read_text(), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("page", "shown"), SHOWN, ids=[page for page, _ in SHOWN])
+def test_pages_show_their_stored_runs(page, shown):
+    stored = re.search(r"--json (\S+)", shown)[1]
+    assert shown == table.render(json.loads((ROOT / stored).read_text()), markdown=True)
+
+
+def test_the_readme_shows_a_run():
+    assert "README.md" in dict(SHOWN)
 
 
 @pytest.mark.parametrize(
