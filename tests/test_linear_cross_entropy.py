@@ -134,6 +134,7 @@ class TestLinearCrossEntropy(Battery):
     definition = staticmethod(reference.linear_cross_entropy)
     cases = CASES
     casts_under_autocast = True
+    bits_of_threads = False
     few_terms = True  # margins and row weights of a dozen rows
     compiled: ClassVar[dict[str, str]] = {
         "everything": "inductor",
@@ -201,6 +202,7 @@ class TestClassProbabilities(Battery):
     function = staticmethod(nearlinear.linear_cross_entropy)
     definition = staticmethod(reference.linear_cross_entropy)
     casts_under_autocast = True
+    bits_of_threads = False
     few_terms = True  # biases and row weights of a dozen rows
     compiled: ClassVar[dict[str, str]] = {"soft": "aot_eager"}
     cases = (
