@@ -41,7 +41,7 @@ PYTHON = [
     # class probabilities
     (REDUCERS, "slope = (1 - self.label_smoothing) * up.d_mass", "slope = up.d_mass", f"{PROBABILITIES} -k 'soft-'"),
     (TILES, "if any(gradients.wants) or head.soft:", "if any(gradients.wants):", f"{PROBABILITIES} -k 'soft-'"),
-    (PLAN, "        total += 2 * rows * classes * wide\n", "", f"{MEMORY} -k probabilities"),
+    (PLAN, "        total += 2 * rows * classes * wide\n", "        total += 0\n", f"{MEMORY} -k probabilities"),
     # class-parallel
     (PARALLEL, "mass.squeeze() - own_mass", "0.0", "tests/test_vocab_parallel.py"),
     (PARALLEL, "by_place[i] = _gather(by_place[i], ctx.shard.group).sum(0)", "pass", "tests/test_vocab_parallel.py"),
