@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from battery import Battery
-from measure import Draw, evaluate, same
+from measure import Draw, evaluate
 from nearlinear.reference import kl_logit as reference
 from test_kl_logit import BOTH, case, logits
 from torch import Tensor
@@ -187,37 +187,6 @@ def test_impossible_classes(beta: float, classes: int, device: torch.device) -> 
     for ours, theirs in zip(gradients, wide[1], strict=True):
         torch.testing.assert_close(ours.double().cpu(), theirs, rtol=1e-5, atol=1e-7)
     assert gradients[0][2, 1] == gradients[1][1, 1] == 0
-
-
-@pytest.mark.parametrize("which", BOTH)
-@pytest.mark.parametrize("fill", ["nan", "inf", "whole row -inf"])
-@pytest.mark.parametrize("pixels", [(), (3,)], ids=["rows", "image"])
-def test_not_a_number_stays_in_its_row(which: str, fill: str, pixels: tuple[int, ...], device: torch.device) -> None:
-    draw = Draw()
-    inputs = {name: draw.normal(3, 70, *pixels).float().to(device) for name in BOTH}
-    if fill == "whole row -inf":
-        inputs[which][1] = -inf
-    else:
-        inputs[which][1, 40] = float(fill)
-    value, gradients = evaluate(nearlinear.js_logit_loss, inputs, {"reduction": "none"}, BOTH)
-    assert value[1].isnan().all()
-    assert value[::2].isfinite().all()
-    for gradient in gradients:
-        assert gradient[1].isnan().any()
-        assert gradient[::2].isfinite().all()
-
-
-def test_rows_outside_the_mask_may_hold_anything(device: torch.device) -> None:
-    draw = Draw()
-    x, t = draw.normal(6, 70).float().to(device), draw.normal(6, 70).float().to(device)
-    mask = torch.tensor([True, False, True, False, False, True], device=device)
-    expected = evaluate(nearlinear.js_logit_loss, {"input": x, "target_logits": t, "mask": mask}, {}, BOTH)
-    for bad in (nan, inf, -inf):
-        poisoned = {"input": x.clone(), "target_logits": t.clone(), "mask": mask}
-        for name in BOTH:
-            poisoned[name][~mask] = bad
-        same(evaluate(nearlinear.js_logit_loss, poisoned, {}, BOTH), expected, f"rows of {bad} outside the mask")
-    assert all((gradient[~mask] == 0).all() for gradient in expected[1])
 
 
 def test_one_class_and_no_class(device: torch.device) -> None:

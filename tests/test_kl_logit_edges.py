@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import nearlinear
 import pytest
@@ -121,14 +122,15 @@ def test_impossible_classes(classes: int, device: torch.device) -> None:
 @pytest.mark.parametrize("which", BOTH)
 @pytest.mark.parametrize("fill", ["nan", "inf", "whole row -inf"])
 @pytest.mark.parametrize("pixels", [(), (3,)], ids=["rows", "image"])
-def test_not_a_number_stays_in_its_row(which: str, fill: str, pixels: tuple[int, ...], device: torch.device) -> None:
+@pytest.mark.parametrize("loss", [nearlinear.kl_logit_loss, nearlinear.js_logit_loss], ids=lambda f: f.__name__[:2])
+def test_not_a_number_stays_in_its_row(loss: Any, which: str, fill: str, pixels: tuple[int, ...], device: torch.device) -> None:
     draw = Draw()
     inputs = {name: draw.normal(3, 70, *pixels).float().to(device) for name in BOTH}
     if fill == "whole row -inf":
         inputs[which][1] = -inf
     else:
         inputs[which][1, 40] = float(fill)
-    value, gradients = evaluate(nearlinear.kl_logit_loss, inputs, {"reduction": "none"}, BOTH)
+    value, gradients = evaluate(loss, inputs, {"reduction": "none"}, BOTH)
     assert value[1].isnan().all()
     assert value[::2].isfinite().all()
     for gradient in gradients:
@@ -136,18 +138,19 @@ def test_not_a_number_stays_in_its_row(which: str, fill: str, pixels: tuple[int,
         assert gradient[::2].isfinite().all()
 
 
-def test_rows_outside_the_mask_may_hold_anything(device: torch.device) -> None:
+@pytest.mark.parametrize("loss", [nearlinear.kl_logit_loss, nearlinear.js_logit_loss], ids=lambda f: f.__name__[:2])
+def test_rows_outside_the_mask_may_hold_anything(loss: Any, device: torch.device) -> None:
     draw = Draw()
     x, t, v = (z.float().to(device) for z in (draw.normal(6, 70), draw.normal(6, 70), draw.positive(6)))
     mask = torch.tensor([True, False, True, False, False, True], device=device)
     inputs = {"input": x, "target_logits": t, "mask": mask, "sample_weight": v}
     wrt = (*BOTH, "sample_weight")
-    expected = evaluate(nearlinear.kl_logit_loss, inputs, {}, wrt)
+    expected = evaluate(loss, inputs, {}, wrt)
     for bad in (nan, inf, -inf):
         poisoned = {name: z.clone() for name, z in inputs.items()}
         for name in wrt:
             poisoned[name][~mask] = bad
-        same(evaluate(nearlinear.kl_logit_loss, poisoned, {}, wrt), expected, f"rows of {bad} outside the mask")
+        same(evaluate(loss, poisoned, {}, wrt), expected, f"rows of {bad} outside the mask")
     assert all((gradient[~mask] == 0).all() for gradient in expected[1])
 
 

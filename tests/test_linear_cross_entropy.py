@@ -243,6 +243,16 @@ class TestClassProbabilities(Battery):
         ]
 
 
+def test_weights_that_add_up_to_nothing_have_no_mean(device: torch.device) -> None:
+    """Of probabilities as of labels: NaN, not an infinity."""
+    draw = Draw()
+    x, w, t = (draw.normal(*shape).to(device) for shape in ((2, 4), (7, 4), (2, 7)))
+    opposite = torch.tensor([1.0, -1.0], dtype=torch.float64, device=device)
+    for target in (t.softmax(1), t.argmax(1)):
+        assert nearlinear.linear_cross_entropy(x, w, target, sample_weight=opposite).isnan()
+        assert nearlinear.linear_cross_entropy(x, w, target, sample_weight=opposite, normalizer=2.0).isfinite()
+
+
 @pytest.mark.parametrize("record", [score_maps.Harmonic(20.0), score_maps.CosineHarmonic(20.0)], ids=lambda r: r.name)
 def test_a_feature_near_its_class_keeps_its_digits(record: score_maps.ScoreMap, device: torch.device) -> None:
     """|x - w|^2 is 1e-7 of |x|^2, less than a float32 product resolves: the target's distance is computed on its own."""

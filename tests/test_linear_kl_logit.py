@@ -119,7 +119,9 @@ def test_messages() -> None:
         with pytest.raises(error) as caught:
             call(*arguments)
         assert str(caught.value) == f"linear_kl_logit_loss: {text}"
-    with pytest.raises(ValueError, match="linear_two_logit_stats: max_workspace_bytes must be >= 528, got 5"):
+    with pytest.raises(ValueError, match=r"^linear_kl_logit_loss: max_workspace_bytes must be >= 528, got 5"):
         call(x, w, x, w, max_workspace_bytes=5)
+    with pytest.raises(ValueError, match=r"^linear_js_logit_loss: max_workspace_bytes must be >= 528, got 5"):
+        nearlinear.linear_js_logit_loss(x, w, x, w, max_workspace_bytes=5)
     with pytest.raises(ValueError, match="linear_kl_logit_loss: reduction must be one of"):
         call(x, w, x, w, reduction="mean")

@@ -111,9 +111,8 @@ def test_float64_sums_have_the_same_bits_each_time(library: ctypes.CDLL) -> None
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     for n in (0, 1, 1000, 200_000):
         s, y, w, g = problem(n).values()
         for dtype in (torch.float32, torch.float64, torch.bfloat16):

@@ -1,8 +1,8 @@
 """The class side of an embedding over one call of a fused head: its terms of all classes, its part of a tile, the end of their gradient.
 
-    tile <- bend((tile + row_columns columns) / divisor)                     scores
-    tile <- unbend(tile) / divisor;  d_columns += row_columns^T tile                 gradient by [w, columns]
-    d_w <- complete_(d_w, ...)                                               once all rows are in
+    tile <- bend((tile + row_columns columns) / divisor)                   scores
+    tile <- unbend(tile) / divisor;  d_columns += row_columns^T tile       gradient by [w, columns]
+    d_w <- complete_(d_w, ...)                                             once all rows are in
 
 Temporaries are those of a panel of class vectors; the vectors themselves are neither copied nor scaled.
 """
@@ -20,14 +20,14 @@ from .embeddings import Plain
 class ClassEmbedding:
     def __init__(self, embedding: Plain, linear_weight: Tensor, bias: Tensor | None, dtype: torch.dtype, panel: int) -> None:
         self.embedding, self.panel = embedding, panel
-        divisors, columns = [], []
-        for p in self.panels(len(linear_weight)):
+        terms = [
             # dense, or sums would add in an order that depends on strides
-            terms = embedding.class_terms(linear_weight[p].to(dtype).contiguous(), None if bias is None else bias[p])
-            divisors.append(terms[0])
-            columns.append(terms[1])
-        self.divisor = None if divisors[0] is None else torch.cat(divisors)  # type: ignore[arg-type]
-        self.columns = torch.cat(columns, 1)
+            embedding.class_terms(linear_weight[p].to(dtype).contiguous(), None if bias is None else bias[p])
+            for p in self.panels(len(linear_weight))
+        ]
+        divisors = [divisor for divisor, _ in terms if divisor is not None]
+        self.divisor = torch.cat(divisors) if divisors else None
+        self.columns = torch.cat([columns for _, columns in terms], 1)
         self.d_columns = torch.empty_like(self.columns)
 
     def panels(self, classes: int) -> Iterator[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,5 +50,9 @@ def soft_cross_entropy(
         return rows.reshape(rows_shape)
     if reduction == "sum":
         return rows.sum()
-    divisor = normalizer if normalizer is not None else float(rows.numel()) if v is None else v.sum()
-    return rows.sum() / divisor
+    if normalizer is not None:
+        return rows.sum() / normalizer
+    if v is None:
+        return rows.sum() / rows.numel()
+    divisor = v.sum()
+    return rows.sum() / divisor.masked_fill(divisor == 0, math.nan)

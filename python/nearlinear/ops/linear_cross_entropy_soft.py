@@ -105,8 +105,8 @@ def _gradient(
     *options, wants = rest
     wide = stats_dtype(input)
     leaves = [input, linear_weight, linear_bias, target]
-    x, w, b, t = (None if leaf is None else leaf.to(wide) for leaf in leaves)
-    outputs = reference.linear_soft_logit_stats(x, w, b, t, weight, *options)  # type: ignore[arg-type]
+    b = None if linear_bias is None else linear_bias.to(wide)
+    outputs = reference.linear_soft_logit_stats(input.to(wide), linear_weight.to(wide), b, target.to(wide), weight, *options)
     wanted = [leaf for leaf, flag in zip(leaves, wants, strict=True) if flag and leaf is not None]
     pairs = [(y, d) for y, d in ((outputs[0], d_xent), (outputs[1], d_lse), (outputs[3], d_mass)) if d is not None and y.requires_grad]
     found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [d for _, d in pairs], create_graph=True, materialize_grads=True))

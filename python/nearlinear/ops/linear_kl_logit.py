@@ -20,7 +20,9 @@ _KEY = "CompositeExplicitAutograd"
 _ROWS = {"cpu": 512, "cuda": 4096}  # beyond, the products gain nothing
 
 
-def _rows(input: Tensor, linear_weight: Tensor, target_input: Tensor, target_weight: Tensor, limit: int | None) -> int:
+def _rows(
+    input: Tensor, linear_weight: Tensor, target_input: Tensor, target_weight: Tensor, beta: float, limit: int | None
+) -> int:  # fmt: skip
     """Rows of a tile: logits and gradients of both heads, converted features and their gradients; beside them converted weights, and
     float32 accumulators of 16-bit ones."""
     wide = stats_dtype(input).itemsize
@@ -30,7 +32,8 @@ def _rows(input: Tensor, linear_weight: Tensor, target_input: Tensor, target_wei
     fixed = sum(2 * w.numel() * wide for w in (linear_weight, target_weight) if w.dtype.itemsize == 2) + 16 * 8 * len(input)
     each = (4 * len(linear_weight) + 2 * columns) * wide
     if fixed + each > limit:
-        raise ValueError(f"linear_two_logit_stats: max_workspace_bytes must be >= {fixed + each}, got {limit}")
+        function = f"linear_{'js' if beta else 'kl'}_logit_loss"
+        raise ValueError(f"{function}: max_workspace_bytes must be >= {fixed + each}, got {limit}")
     return max(1, min((limit - fixed) // each, _ROWS[device], len(input)))
 
 
@@ -48,7 +51,7 @@ def _walk(
     found = [torch.empty_like(t, dtype=t.dtype if i % 2 == 0 else wide) if wants[i] else t.new_empty(0) for i, t in enumerate(tensors)]
     if n == 0 and d_divergence is not None:
         found = [f.zero_() for f in found]
-    step = _rows(*tensors, limit)
+    step = _rows(*tensors, beta, limit)
     for begin in range(0, n, step):
         rows = slice(begin, min(begin + step, n))
         features = [x[rows] if half else x[rows].to(wide) for x in (input, target_input)]
