@@ -136,3 +136,26 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
   // input [N, C], target int64 [N]: U of class c against class j by the scores of column c, [C, C], and the weight of each class
   m.def("roc_auc_class_sums(Tensor input, Tensor target, Tensor? sample_weight) -> (Tensor sums, Tensor mass)");
 }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
+  // pairwise_auc. Shapes: input, coefficient [N] of one dtype, target bool [N], group int64 [N] of 0 to num_groups - 1 (None: one group).
+  // Pairs of a positive i and a negative j of one group, x = s_i - s_j, c coefficients (None: 1); kernels as in python/nearlinear/
+  // pair_kernels.py. total [num_groups] float64: sum of c_i c_j value(x); potential [N]: sum over the partners of c k(x). Empty list: none.
+  m.def(
+      "pair_scan(Tensor input, Tensor target, Tensor? coefficient, Tensor? group, int num_groups, str family, float[] value, "
+      "float[] potential, str method) -> (Tensor total, Tensor potential)");
+  // moments [num_groups, 2, bins, terms] float64, negatives first: sums of c T_k(t), b = floor(s inv_width) - first_bin, t in [-1, 1) the
+  // place in the bin, T_k Chebyshev polynomials
+  m.def(
+      "binned_moments(Tensor input, Tensor target, Tensor? coefficient, Tensor? group, int num_groups, float inv_width, int first_bin, "
+      "int bins, int terms) -> Tensor");
+  // [N]: sum over k of table[group, target, b, k] T_k(t)
+  m.def("binned_values(Tensor input, Tensor target, Tensor? group, Tensor table, float inv_width, int first_bin) -> Tensor");
+  // pairwise sums of a surrogate over all pairs, and their derivatives, by one of the kernels above: python/nearlinear/ops/pairwise_auc.py
+  m.def(
+      "pairwise_sum(Tensor input, Tensor target, Tensor? coefficient, Tensor? group, int num_groups, str surrogate, "
+      "float[] surrogate_params, str method, float[] score_range, bool wants_slope) -> (Tensor total, Tensor slope)");
+  m.def(
+      "pair_potential(Tensor input, Tensor target, Tensor coefficient, Tensor? group, int num_groups, str surrogate, "
+      "float[] surrogate_params, int order, str method, float[] score_range) -> Tensor");
+}

@@ -8,6 +8,7 @@ from . import (
     linear_cross_entropy_soft,
     linear_kl_logit,
     pair_loss,
+    pairwise_auc,
     roc_auc,
     sface,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "linear_cross_entropy_soft",
     "linear_kl_logit",
     "pair_loss",
+    "pairwise_auc",
     "roc_auc",
     "sface",
 ]
