@@ -16,6 +16,7 @@ from . import (
     reference,
     row_losses,
     score_maps,
+    surrogates,
 )
 from ._checks import NearlinearWarning
 from ._version import __version__
@@ -73,6 +74,8 @@ from .pair_loss import (
     proxy_anchor_loss,
     supcon_loss,
 )  # fmt: skip
+from .pairwise_auc import PairwiseAUCLoss, pairwise_auc_loss, pairwise_auc_plan
+from .pairwise_plan import PairwisePlan
 from .roc_auc import roc_auc_score, roc_curve
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
 from .row_weights import dataset_equity_weight, density_weights
@@ -111,6 +114,8 @@ __all__ = [
     "MultiSimilarityLoss",
     "NearlinearWarning",
     "PairLoss",
+    "PairwiseAUCLoss",
+    "PairwisePlan",
     "Plan",
     "Poly1",
     "PolyLoss",
@@ -153,6 +158,8 @@ __all__ = [
     "multi_similarity_loss",
     "pair_forms",
     "pair_loss",
+    "pairwise_auc_loss",
+    "pairwise_auc_plan",
     "plan",
     "poly_loss",
     "proto_triplet_loss",
@@ -164,6 +171,7 @@ __all__ = [
     "score_maps",
     "sface_loss",
     "supcon_loss",
+    "surrogates",
     "truncated_gce_loss",
     "unpg_loss",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ Two families, in both of which a sorted scan carries a sum from one score to the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from functools import lru_cache
@@ -21,7 +22,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["DEGREES", "evaluate", "logistic", "logistic_coefficients", "power"]
+__all__ = ["DEGREES", "evaluate", "fit_error", "logistic", "logistic_coefficients", "power"]
 
 # terms in z for float32 and for float64: relative error 1.3e-9 and 1e-15 of the slope, where float32 keeps 6e-8
 DEGREES = {torch.float32: 12, torch.float64: 21}
@@ -64,9 +65,9 @@ _QUOTIENTS = (
 
 @lru_cache
 def logistic_coefficients(order: int, degree: int) -> tuple[float, ...]:
-    """a_1 ... a_degree with sum a_k z^k = f(z) on [0, 1]: f = log(1 + z), and the absolute derivatives z / (1 + z), z / (1 + z)^2, ... of it
-    by x. f(z) / z is interpolated at Chebyshev nodes, in 60 digits: the error relative to f falls like 5.83^-degree, because the nearest
-    singularity is z = -1 (Trefethen 2013, Approximation Theory and Approximation Practice, theorem 8.2)."""
+    """a_1 ... a_degree with sum a_k z^k = f(z) on [0, 1]: f = log(1 + z), and its derivatives by x without their sign, z / (1 + z),
+    z / (1 + z)^2, ... f(z) / z is interpolated at Chebyshev nodes, in 60 digits: the error relative to f falls like 5.83^-degree, because
+    the nearest singularity is z = -1 (Trefethen 2013, Approximation Theory and Approximation Practice, theorem 8.2)."""
     with localcontext() as context:
         context.prec = 60
         nodes = [(1 + _cosine_of_pi(Decimal(2 * k + 1) / (2 * degree))) / 2 for k in range(degree)]
@@ -79,6 +80,12 @@ def logistic_coefficients(order: int, degree: int) -> tuple[float, ...]:
             monomial = [(monomial[i - 1] if i else 0) - nodes[k] * monomial[i] for i in range(degree)]
             monomial[0] += newton[k]
         return tuple(float(c) for c in monomial)
+
+
+def fit_error(dtype: torch.dtype) -> float:
+    """Bound on the relative error of softplus and its slope in the sorted scan, in exact arithmetic: 1 / T_d(3), T_d the Chebyshev
+    polynomial. The interpolant of 1 / (u + z) has the relative error T_d(2 z - 1) / T_d(-1 - 2 u), and log(1 + z) / z is a mean of them."""
+    return 1 / math.cosh(DEGREES[dtype] * math.acosh(3))
 
 
 def _cosine_of_pi(x: Decimal) -> Decimal:

@@ -54,3 +54,11 @@ def register_second_derivative(op: str, definition: Callable[..., Tensor | Seque
         return tuple(found.get(i) for i in range(len(inputs)))
 
     torch.library.register_autograd(op, backward, setup_context=setup_context)
+
+
+def scaled(stash: Tensor, upstream: Tensor) -> Tensor:
+    """``stash * upstream``, in place where nobody can ask for the stash again: a second buffer of its size is not small."""
+    traced = torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
+    if traced or torch._C._functorch.is_batchedtensor(upstream) or torch._C._autograd._get_current_graph_task_keep_graph():
+        return (stash * upstream).to(stash.dtype)
+    return stash.mul_(upstream)

@@ -13,7 +13,7 @@ from ..linear_tiles import walk
 from ..reducers import Softmax, Stats, Upstream
 from ..reference import linear_cross_entropy as reference
 from ..score_maps import get_score_map
-from ._register import register_second_derivative, stats_dtype
+from ._register import register_second_derivative, scaled, stats_dtype
 
 _ops = torch.ops.nearlinear
 # the walk is torch's matrix products and the row kernels of the family cross_entropy, which have a kernel per device
@@ -234,19 +234,11 @@ def _loss_backward(ctx: Any, d_loss: Tensor | None, *_: Tensor) -> tuple[Tensor 
         found = torch.autograd.grad(_composed(*aliases, *ctx.options), [aliases[i] for i in places], d_loss, create_graph=True)
         by_place = dict(zip(places, found, strict=True))
         return *(by_place.get(i) for i in range(8)), *nothing
-    d_extra, d_input, d_weight, d_bias, d_margin = (_scaled(t, d_loss) for t in stash)
+    d_extra, d_input, d_weight, d_bias, d_margin = (scaled(t, d_loss) for t in stash)
     row_scale = inputs[6]
     d_scale = (d_loss * rows).sum_to_size(row_scale.shape) if needs[6] else None
     found_ = (d_input, d_weight, d_bias, None, None, d_margin, d_scale, None if inputs[7] is None else d_extra.to(inputs[7].dtype))
     return *(d if needed else None for d, needed in zip(found_, needs[:8], strict=True)), *nothing
-
-
-def _scaled(stash: Tensor, upstream: Tensor) -> Tensor:
-    """``stash * upstream``, in place where nobody can ask for the stash again: a second buffer of the size of the weight is not small."""
-    traced = torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
-    if traced or torch._C._functorch.is_batchedtensor(upstream) or torch._C._autograd._get_current_graph_task_keep_graph():
-        return (stash * upstream).to(stash.dtype)
-    return stash.mul_(upstream)
 
 
 def _composed(
