@@ -17,8 +17,8 @@ from . import pair_kernels
 from .pair_bins import Analytic
 
 __all__ = [
-    "SURROGATES", "BarrierHinge", "Exponential", "Hinge", "HuberHinge", "LogExponential", "Logistic", "LogisticFamily", "PHinge",
-    "Piecewise", "Ramp", "Sigmoid", "Square", "SquaredHinge", "Surrogate", "get_surrogate", "logistic_family",
+    "KERNELS", "SURROGATES", "BarrierHinge", "Exponential", "Hinge", "HuberHinge", "LogExponential", "Logistic", "LogisticFamily", "PHinge",
+    "Piecewise", "Ramp", "Sigmoid", "SignedLogistic", "Square", "SquaredHinge", "Surrogate", "get_surrogate", "logistic_family",
 ]  # fmt: skip
 
 
@@ -277,6 +277,25 @@ class Sigmoid(LogisticFamily):
         return torch.sigmoid(-self.scale * x)
 
 
+@dataclass(frozen=True)
+class SignedLogistic(Logistic):
+    """``sign(x) log(1 + e^(-scale x))``, which LambdaRank sums: where one of two is ranked higher is the sign of x, ties included."""
+
+    name: ClassVar[str] = "signed_logistic"
+    source: ClassVar[str] = "a part of lambda_rank_loss"
+    methods: ClassVar[tuple[str, ...]] = ("scan",)
+    decreasing: ClassVar[bool] = False
+
+    def value(self, x: Tensor) -> Tensor:
+        return torch.sign(x) * super().value(x)
+
+    def kernel(self, order: int, dtype: torch.dtype) -> tuple[str, list[float]]:
+        family, numbers = super().kernel(order, dtype)
+        degree = (len(numbers) - 3) // 2
+        scale, constant, slope = numbers[:3]
+        return family, pair_kernels.logistic(scale, -constant, -slope, numbers[3 : 3 + degree], [-b for b in numbers[3 + degree :]])
+
+
 def logistic_family(record: Surrogate) -> LogisticFamily:
     """The record, whose kernel is analytic."""
     assert isinstance(record, LogisticFamily)
@@ -318,6 +337,9 @@ SURROGATES: dict[str, type[Surrogate]] = {
         Logistic, Sigmoid, Hinge, SquaredHinge, PHinge, HuberHinge, Ramp, BarrierHinge, Square, Exponential, LogExponential,
     )
 }  # fmt: skip
+
+# what the ops look up; not a loss by itself
+KERNELS: dict[str, type[Surrogate]] = {**SURROGATES, SignedLogistic.name: SignedLogistic}
 
 
 def get_surrogate(surrogate: str | Surrogate, function: str, **numbers: float | None) -> Surrogate:

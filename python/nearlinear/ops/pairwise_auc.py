@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import pair_bins
 from ..pairwise_plan import choose_grid
-from ..surrogates import SURROGATES, logistic_family
+from ..surrogates import KERNELS, logistic_family
 from ._register import scaled
 
 _ops = torch.ops.nearlinear
@@ -57,7 +57,7 @@ def _(
     input: Tensor, target: Tensor, coefficient: Tensor | None, group: Tensor | None, num_groups: int, surrogate: str,
     surrogate_params: list[float], method: str, score_range: list[float], wants_slope: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    record = SURROGATES[surrogate](*surrogate_params)
+    record = KERNELS[surrogate](*surrogate_params)
     grid = choose_grid(record, input, num_groups, method, score_range)
     if grid is None:
         family, value = record.kernel(0, input.dtype)
@@ -129,7 +129,7 @@ def _(
     input: Tensor, target: Tensor, coefficient: Tensor, group: Tensor | None, num_groups: int, surrogate: str,
     surrogate_params: list[float], order: int, method: str, score_range: list[float],
 ) -> Tensor:  # fmt: skip
-    record = SURROGATES[surrogate](*surrogate_params)
+    record = KERNELS[surrogate](*surrogate_params)
     grid = choose_grid(record, input, num_groups, method, score_range)
     if grid is None:
         family, kernel = record.kernel(order, input.dtype)
