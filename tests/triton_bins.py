@@ -56,6 +56,13 @@ def test_a_full_cell_is_exact(n: int, value: float | None, dtype: torch.dtype) -
     assert moments.tolist() == [[[[0.0, 0.0, 0.0]], [[factor, -0.5 * factor, -0.5 * factor]]]]
 
 
+def test_float64_keeps_its_digits_however_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the bits that 2^37 samples would leave, all at one score: every sample is rounded to the same side."""
+    monkeypatch.setattr(pair_bins, "fraction_bits", lambda count, dtype: 25)
+    arguments = samples(500, "tied", "positive", 0, torch.float64, CPU)
+    close(pair_bins.binned_moments(*arguments, WIDTH, *GRID, 8), reference.binned_moments(*arguments, WIDTH, *GRID, 8), 1e-14)
+
+
 @each_dtype
 def test_labels_keep_the_scale_of_their_coefficients(dtype: torch.dtype) -> None:
     s, y, c, _, _ = samples(300, "normal", "positive", 0, dtype, CPU)

@@ -3,13 +3,13 @@
 Shapes: input, target, coefficient, group [N] any stride; moments, table [G, 2, bins, terms] float64; values [N] in the dtype of input.
 Algorithm: a tile of samples and terms by the recurrence of T_k, its rows added atomically to one of several integer tables, so that few
     wait for the same bin; the tables are added up at the end. Values by Clenshaw's recurrence.
-Cost: reads 5 to 17 N bytes per pass (8 N more with groups), and the coefficients twice; N terms integer additions; at most 8 MiB of tables,
-    or one table where that is larger.
+Cost: reads 5 to 17 N bytes per pass (8 N more with groups), and the coefficients twice; N terms integer additions, twice as many for
+    float64; at most 8 MiB of tables, or one table where that is larger.
 Numerics: a term is rounded to 2^-e of the largest finite |c| of its group and label (1 without coefficients), e = 62 - the bits of N, at
-    most 40 for float32: no cell overflows, and the absolute error of a cell is 2^-(e+1) of that largest |c| per sample, besides the
-    rounding of c T_k in the dtype of input. A coefficient of 0 adds nothing to anything; with another one, a score that is NaN or outside
-    the bins, or a coefficient that is not finite, makes [g, y, 0, 0] NaN. In values such a score gives NaN, as does a group outside
-    [0, G), which counts nowhere. Integers: run_to_run, and in any order of the samples.
+    most 40 for float32; what that leaves of a float64 term is added up in quanta of 2^-2e. No cell overflows, and its absolute error is
+    half a quantum per sample, besides the rounding of c T_k in the dtype of input. A coefficient of 0 adds nothing to anything; with
+    another one, a score that is NaN or outside the bins, or a coefficient that is not finite, makes [g, y, 0, 0] NaN. In values such a
+    score gives NaN, as does a group outside [0, G), which counts nowhere. Integers: run_to_run, and in any order of the samples.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def largest_coefficient_kernel(
 
 @triton.jit
 def binned_moments_kernel(
-    p_input, p_target, p_coefficient, p_group, p_largest, p_table, p_invalid, N, num_groups, stride_s, stride_y, stride_c, stride_g,
-    width_hi, width_lo, first_bin, bins, tables, unit, TERMS: tl.constexpr, PADDED: tl.constexpr, BN: tl.constexpr,
+    p_input, p_target, p_coefficient, p_group, p_largest, p_table, p_rest, p_invalid, N, num_groups, stride_s, stride_y, stride_c,
+    stride_g, width_hi, width_lo, first_bin, bins, tables, unit, TERMS: tl.constexpr, PADDED: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     op = p_input.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
@@ -95,9 +95,13 @@ def binned_moments_kernel(
         further = 2 * t[:, None] * following - term
         term = tl.where(k >= n, following, term)
         following = tl.where(k >= n, further, following)
-    quanta = tl.floor(term * scale[:, None] + 0.5).to(tl.int64)
-    row = ((program % tables) * 2 * num_groups + channel) * bins + b
-    tl.atomic_add(p_table + row[:, None] * PADDED + k, quanta, mask=inside[:, None] & (k < TERMS), sem="relaxed")
+    term *= scale[:, None]
+    quanta = tl.floor(term + 0.5)
+    cell = (((program % tables) * 2 * num_groups + channel) * bins + b)[:, None] * PADDED + k
+    m_nk = inside[:, None] & (k < TERMS)
+    tl.atomic_add(p_table + cell, quanta.to(tl.int64), mask=m_nk, sem="relaxed")
+    if p_rest is not None:
+        tl.atomic_add(p_rest + cell, tl.floor((term - quanta) * unit + 0.5).to(tl.int64), mask=m_nk, sem="relaxed")
 
 
 @triton.jit
@@ -136,6 +140,11 @@ def check_samples(
     check(-exact < first_bin and first_bin + bins < exact, op, f"first_bin must be within +-{exact}, got {first_bin}")
 
 
+def fraction_bits(count: int, dtype: torch.dtype) -> int:
+    """Of a quantum: so many that the sum of ``count`` terms of size 1, and of their roundings, is below 2^63."""
+    return min(62 - count.bit_length(), 40 if dtype == torch.float32 else 62)
+
+
 def stride(values: Tensor | None) -> int:
     return 0 if values is None else values.stride(0)
 
@@ -150,7 +159,7 @@ def binned_moments(
     check(fits, op, "coefficient must have the shape and dtype of input")
     channels = 2 * num_groups
     single = input.dtype == torch.float32
-    bits = min(62 - count.bit_length(), 40 if single else 62)
+    bits = fraction_bits(count, input.dtype)
     largest = None
     if coefficient is not None:
         largest = torch.zeros(channels, dtype=torch.int32 if single else torch.int64, device=device)
@@ -161,15 +170,19 @@ def binned_moments(
     padded = triton.next_power_of_2(terms)
     block = max(16, min(BLOCK, TILE // padded // (1 if single else 2)))
     programs = triton.cdiv(count, block)
-    tables = max(1, min(TABLES, programs, CELLS // max(1, channels * bins * padded)))
-    table = torch.zeros(tables, channels, bins, padded, dtype=torch.int64, device=device)
+    words = 1 if single else 2
+    tables = max(1, min(TABLES, programs, CELLS // max(1, words * channels * bins * padded)))
+    table = torch.zeros(words, tables, channels, bins, padded, dtype=torch.int64, device=device)
     invalid = torch.zeros(channels, dtype=torch.int32, device=device)
     arguments = (
-        input, target, coefficient, group, largest, table, invalid, count, num_groups, stride(input), stride(target), stride(coefficient),
-        stride(group), *float_pair(inv_width), first_bin, bins, tables, 2.0**bits,
+        input, target, coefficient, group, largest, table[0], None if single else table[1], invalid, count, num_groups, stride(input),
+        stride(target), stride(coefficient), stride(group), *float_pair(inv_width), first_bin, bins, tables, 2.0**bits,
     )  # fmt: skip
     launch(binned_moments_kernel, programs, input, arguments, WARPS, TERMS=terms, PADDED=padded, BN=block)
-    moments = table.sum(0)[..., :terms].double() * 2.0**-bits
+    sums = table.sum(1)[..., :terms].double()
+    moments = sums[0] * 2.0**-bits
+    if not single:
+        moments += sums[1] * 2.0 ** (-2 * bits)
     if largest is not None:
         moments *= largest.double()[:, None, None]
     moments[:, 0, 0].masked_fill_(invalid != 0, torch.nan)
