@@ -66,3 +66,8 @@ def test_pair_losses_in_the_interpreter() -> None:
     """Their lines on the kernels' statistics; the small cases, because the interpreter takes a second a tile."""
     small = "error_budget and (small or mined or proxy_nca or multi_similarity) and not tiles and not float16"
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", small, str(HERE / "test_pair_loss.py"))) > 10
+
+
+def test_bins_in_the_interpreter() -> None:
+    assert passed(interpreted(str(HERE / "triton_bins.py"))) > 50
+    assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", str(HERE / "test_pair_bins.py"))) > 200

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import triton
 import triton.language as tl
-from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, distance, kl_logit, pair_loss, sface
+from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, distance, kl_logit, pair_bins, pair_loss, sface
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -193,6 +193,19 @@ def call_pair(op: str, shape: tuple[int, ...], dtype: torch.dtype, logit_map: st
         pair_loss.pair_tile_stats_backward_(tile, *labels, tensor(terms, 2, rows), of_columns, *options, [-2.0, 50.0])
 
 
+def call_bins(terms: int, dtype: torch.dtype, full: bool) -> None:
+    """Moments, then values; ``full``: coefficients, for which the largest of them is found first, and groups."""
+
+    def tensor(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    count, groups = 2**20, 5 if full else 1
+    input, target = tensor(count), tensor(count, dtype=torch.bool)
+    group = tensor(count, dtype=torch.int64) if full else None
+    pair_bins.binned_moments(input, target, input if full else None, group, groups, 8.0, -50, 100, terms)
+    pair_bins.binned_values(input, target, group, tensor(groups, 2, 100, terms, dtype=torch.float64), 8.0, -50)
+
+
 def compiled(kernel: Any) -> dict[str, Any]:
     wide = bool(re.search(r"ld\.global\S*\.v4\.", kernel.asm["ptx"]))
     narrow = narrow_products(kernel.asm["ttir"])
@@ -207,6 +220,7 @@ def main(capability: int, report: Callable[[str], None]) -> None:
         kernels.append(kernel.warmup(*arguments, grid=(programs,), num_warps=num_warps, num_stages=1, enable_fp_fusion=True, **constants))
 
     cross_entropy.launch = cross_entropy_soft.launch = kl_logit.launch = sface.launch = distance.launch = pair_loss.launch = compile_only
+    pair_bins.launch = compile_only
     for op, name, dtype, logit_map, variant in pair_calls():
         call_pair(op, LAYOUTS[name], dtype, logit_map, variant)
         key = f"{op} {str(dtype).removeprefix('torch.')} {name} {logit_map} {variant} sm_{capability}"
@@ -224,6 +238,13 @@ def main(capability: int, report: Callable[[str], None]) -> None:
             passes = ("forward", *(["pairs"] if len(kernels) == 4 else []), "d_input", "d_other")
             for part, kernel in zip(passes, kernels, strict=True):
                 key = f"distance_tile {str(dtype).removeprefix('torch.')} {name} {part} sm_{capability}"
+                report(json.dumps({"key": key, **compiled(kernel)}))
+            kernels.clear()
+    for terms, dtype in ((4, torch.float32), (5, torch.float32), (10, torch.float64), (32, torch.float32), (32, torch.float64)):
+        for variant in ("plain", "full"):
+            call_bins(terms, dtype, variant == "full")
+            for part, kernel in zip(("largest", "moments", "values")[-len(kernels) :], kernels, strict=True):
+                key = f"binned_{part} {str(dtype).removeprefix('torch.')} {terms} {variant} sm_{capability}"
                 report(json.dumps({"key": key, **compiled(kernel)}))
             kernels.clear()
     planted = planted_kernel.warmup(torch.empty(1, device="meta"), 100, 12, 3, grid=(1,), BV=16)

@@ -147,11 +147,12 @@ struct Samples {
     check(groups * 2 * bins <= std::numeric_limits<int32_t>::max(), op, "tables of more than 2^31 bins are not supported");
     const int64_t exact = input.scalar_type() == ScalarType::Double ? int64_t{1} << 52 : int64_t{1} << 24;
     check(-exact < first_ && first_ + bins < exact, op, "first_bin must be within +-", exact, ", got ", first_);
+    check(!group_.has_value() || (group.scalar_type() == ScalarType::Long && group.numel() == count), op,
+          "group must be int64 of shape (N,)");
     y = reinterpret_cast<const uint8_t*>(target.const_data_ptr<bool>());
     g = group_.has_value() ? group.const_data_ptr<int64_t>() : nullptr;
     stride = count > 1 ? input.stride(0) : 1;
     if (g == nullptr) return;
-    check(group.scalar_type() == ScalarType::Long && group.numel() == count, op, "group must be int64 of shape (N,)");
     for (int64_t i = 0; i < count; ++i)
       check(g[i] >= 0 && g[i] < groups, op, "group[", i, "] = ", g[i], " is out of range [0, ", groups, ")");
   }

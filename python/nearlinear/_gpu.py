@@ -12,6 +12,7 @@ import torch
 from . import _C
 
 TRITON_OPS = (
+    "binned_moments", "binned_values",
     "distance_tile", "distance_tile_backward", "pair_distances", "pair_distances_backward",
     "logit_stats", "logit_stats_backward", "logit_stats_backward_", "logit_sum", "logit_sum_backward", "logit_sum_backward_",
     "pair_tile_extremes", "pair_tile_stats", "pair_tile_stats_backward_",
