@@ -74,6 +74,11 @@ struct Elements {
   }
 };
 
+// integers in the order of doubles other than -0.0 and NaN, which are merged faster; the same map leads back
+NL_INLINE int64_t swap_order(int64_t bits) { return bits ^ ((bits >> 63) & std::numeric_limits<int64_t>::max()); }
+NL_INLINE int64_t ordered(double x) { return swap_order(std::bit_cast<int64_t>(x)); }
+NL_INLINE double placed(int64_t x) { return std::bit_cast<double>(swap_order(x)); }
+
 // elements in the direction of a walk: places ascend, and so do the positions of ties
 template <typename scalar_t>
 struct Line {
@@ -99,11 +104,12 @@ struct Line {
     if (potential != nullptr) potential += e.size - 1;
   }
   NL_INLINE double place(int64_t i) const {
-    return flat ? offset : sign * static_cast<double>(number_of<scalar_t>(record[i * step].key)) + offset;
+    const double score = flat ? 0.0 : static_cast<double>(number_of<scalar_t>(record[i * step].key));
+    return sign * score + offset + 0.0;  // -0.0 becomes 0.0
   }
   NL_INLINE double weight(int64_t i) const { return coefficient == nullptr ? 1.0 : static_cast<double>(coefficient[i * step]); }
-  NL_INLINE void load(int64_t begin, int64_t n, double* to, double* weights) const {
-    for (int64_t i = 0; i < n; ++i) to[i] = place(begin + i);
+  NL_INLINE void load(int64_t begin, int64_t n, int64_t* to, double* weights) const {
+    for (int64_t i = 0; i < n; ++i) to[i] = ordered(place(begin + i));
     for (int64_t i = 0; i < n; ++i) weights[i] = weight(begin + i);
   }
   // whether element i comes before a tied element j of another line
@@ -138,14 +144,15 @@ constexpr int64_t kWindow = 256;
 
 // places that a state moves to, and what it takes in there
 struct Path {
-  double place[2 * kWindow + 1], gap[2 * kWindow], decay[2 * kWindow], weight[2 * kWindow];
+  int64_t place[2 * kWindow + 1];  // ordered
+  double gap[2 * kWindow], decay[2 * kWindow], weight[2 * kWindow];
   int64_t size = 0;
 
   template <typename state_t>
   NL_INLINE void measure(double rate) {
 #pragma omp simd
     for (int64_t m = 0; m < size; ++m) {
-      gap[m] = gap_of(place[m], place[m + 1]);
+      gap[m] = gap_of(placed(place[m]), placed(place[m + 1]));
       decay[m] = state_t::decay(gap[m], rate);
     }
   }
@@ -158,14 +165,14 @@ NL_CLONES void absorb(const Walk<state_t, scalar_t>& walk, int64_t s, int64_t s_
   Carry<state_t> carry;
   for (; s < s_end; s += path.size) {
     path.size = std::min(kWindow, s_end - s);
-    path.place[0] = carry.place;
+    path.place[0] = ordered(carry.place);
     walk.source.load(s, path.size, path.place + 1, path.weight);
     path.measure<state_t>(walk.rate);
     for (int64_t m = 0; m < path.size; ++m) {
       carry.state.shift(path.gap[m], path.decay[m]);
       carry.state.insert(path.weight[m]);
     }
-    carry.place = path.place[path.size];
+    carry.place = placed(path.place[path.size]);
   }
   *out = carry;
 }
@@ -174,25 +181,25 @@ NL_CLONES void absorb(const Walk<state_t, scalar_t>& walk, int64_t s, int64_t s_
 template <typename state_t, typename scalar_t>
 NL_CLONES double scan(const Walk<state_t, scalar_t>& walk, Carry<state_t> carry, int64_t s, int64_t s_end, int64_t q, int64_t q_end) {
   Path path;
-  double source[kWindow + 1], query[kWindow], source_weight[kWindow + 2], query_weight[kWindow], value[kWindow], potential[kWindow];
-  int32_t slot[2 * kWindow];  // of the query at a place, or after it
+  int64_t source[kWindow + 1], query[kWindow], slot[2 * kWindow];  // slot: of the query at a place, or after it
+  double source_weight[kWindow + 2], query_weight[kWindow], value[kWindow], potential[kWindow];
   double total = 0;
   while (q < q_end) {
     const int64_t ns = std::min(kWindow, s_end - s), nq = std::min(kWindow, q_end - q);
     walk.source.load(s, ns, source, source_weight + 1);
     walk.query.load(q, nq, query, query_weight);
-    source[ns] = simd::infinity<double>, source_weight[0] = source_weight[ns + 1] = 0;
-    const int64_t sources = s + ns < s_end ? ns : ns + 1;  // the last window ends with infinity
+    source[ns] = std::numeric_limits<int64_t>::max(), source_weight[0] = source_weight[ns + 1] = 0;
+    const int64_t sources = s + ns < s_end ? ns : ns + 1;  // the last window ends beyond every query
     int64_t i = 0, j = 0, m = 0;
-    path.place[0] = carry.place;
+    path.place[0] = ordered(carry.place);
     for (; i < sources && j < nq; ++m) {  // no branch depends on the order
-      const double a = source[i], b = query[j];
+      const int64_t a = source[i], b = query[j];
       bool first = a < b;
       if constexpr (state_t::kOrdered)
         if (a == b) first = walk.source.leads(s + i, walk.query, q + j);
       path.place[m + 1] = a < b ? a : b;
       path.weight[m] = source_weight[(i + 1) & -int64_t{first}];
-      slot[m] = static_cast<int32_t>(j);
+      slot[m] = j;
       i += first, j += !first;
     }
     path.size = m;
@@ -203,7 +210,7 @@ NL_CLONES double scan(const Walk<state_t, scalar_t>& walk, Carry<state_t> carry,
       if (walk.value != nullptr) value[slot[m]] = carry.state.query(walk.value);
       if (walk.potential != nullptr) potential[slot[m]] = carry.state.query(walk.potential);
     }
-    carry.place = path.place[path.size];
+    carry.place = placed(path.place[path.size]);
     for (m = 0; m < j; ++m) {
       if (walk.value != nullptr && query_weight[m] != 0) total += query_weight[m] * value[m];
       if (walk.potential != nullptr) walk.query.potential[(q + m) * walk.query.step] += potential[m];

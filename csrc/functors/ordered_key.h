@@ -7,13 +7,10 @@
 #define NL_HD __host__ __device__
 #define NL_HD_INLINE __host__ __device__ __forceinline__
 #define NL_UNROLL _Pragma("unroll")
-#define NL_LANES(...) _Pragma("unroll")
 #else
 #define NL_HD
 #define NL_HD_INLINE inline __attribute__((always_inline))
-#define NL_UNROLL
-#define NL_TEXT(...) _Pragma(#__VA_ARGS__)
-#define NL_LANES(...) NL_TEXT(omp simd __VA_ARGS__)
+#define NL_UNROLL _Pragma("GCC unroll 32")
 #endif
 
 namespace nearlinear {

@@ -76,6 +76,10 @@ struct PowerState {
     }
   }
   NL_HD_INLINE void insert(double c) { t[0] += c; }
+  NL_HD_INLINE void add(const PowerState& other) {
+    NL_UNROLL
+    for (int k = 0; k < kTerms; ++k) t[k] += other.t[k];
+  }
   NL_HD_INLINE double query(const double* factor) const {
     double sum = factor[0] * t[0];
     NL_UNROLL
@@ -84,35 +88,55 @@ struct PowerState {
   }
 };
 
+// compilers keep the state in vector registers only if told so
+#ifdef __CUDACC__
+using Lanes = double;
+#else
+typedef double Lanes __attribute__((vector_size(32), aligned(8)));
+#endif
+constexpr int kLanes = sizeof(Lanes) / sizeof(double);
+
 template <int kDegree>
 struct LogisticState {
-  static_assert(kDegree % 4 == 0);
-  static constexpr int kTerms = kDegree + 2;
+  static constexpr int kVectors = kDegree / kLanes;
   static constexpr bool kOrdered = true;  // the positions of a tie say which of the two is below
-  double t[kTerms] = {};                  // C, L, E_1 ... E_d
+  double count = 0, length = 0;           // C, L
+  Lanes e[kVectors] = {};
 
   NL_HD_INLINE static double decay(double gap, double rate) { return decay_of(rate * gap); }
   NL_HD_INLINE void shift(double gap, double q) {
-    t[1] += gap * t[0];
-    double power[kDegree] = {q, q * q};
-    power[2] = power[1] * q, power[3] = power[1] * power[1];
-    for (int k = 4; k < kDegree; k += 4) {
-      NL_LANES()
-      for (int l = 0; l < 4; ++l) power[k + l] = power[k + l - 4] * power[3];
-    }
-    NL_LANES()
-    for (int k = 0; k < kDegree; ++k) t[2 + k] *= power[k];
+    length += gap * count;
+    double first[kLanes], last = q;  // q, q^2, ...
+    NL_UNROLL
+    for (int l = 0; l < kLanes; ++l, last *= q) first[l] = last;
+    const double step = first[kLanes - 1];
+    Lanes power;
+    memcpy(&power, first, sizeof(power));
+    NL_UNROLL
+    for (int k = 0; k < kVectors; ++k) e[k] *= power, power *= step;
   }
   NL_HD_INLINE void insert(double c) {
-    t[0] += c;
-    NL_LANES()
-    for (int k = 2; k < kTerms; ++k) t[k] += c;
+    count += c;
+    NL_UNROLL
+    for (int k = 0; k < kVectors; ++k) e[k] += c;
+  }
+  NL_HD_INLINE void add(const LogisticState& other) {
+    count += other.count, length += other.length;
+    NL_UNROLL
+    for (int k = 0; k < kVectors; ++k) e[k] += other.e[k];
   }
   NL_HD_INLINE double query(const double* factor) const {
-    double sum = 0;
-    NL_LANES(reduction(+ : sum))
-    for (int k = 2; k < kTerms; ++k) sum += factor[k] * t[k];
-    return sum + (factor[0] * t[0] + (factor[1] != 0 ? factor[1] * t[1] : 0.0));
+    Lanes sum{}, part;
+    NL_UNROLL
+    for (int k = 0; k < kVectors; ++k) {
+      memcpy(&part, factor + 2 + k * kLanes, sizeof(part));
+      sum += part * e[k];
+    }
+    double lane[kLanes], total = factor[0] * count + (factor[1] != 0 ? factor[1] * length : 0.0);
+    memcpy(lane, &sum, sizeof(sum));
+    NL_UNROLL
+    for (int l = 0; l < kLanes; ++l) total += lane[l];
+    return total;
   }
 };
 
@@ -134,8 +158,7 @@ struct Carry {
   // of two neighbouring stretches, this one the later
   NL_HD_INLINE void prepend(Carry before, double rate) {
     before.move(place, rate);
-    NL_UNROLL
-    for (int k = 0; k < state_t::kTerms; ++k) state.t[k] += before.state.t[k];
+    state.add(before.state);
   }
 };
 
