@@ -20,6 +20,7 @@ struct Keyed {
   using key_t = key_type;
   key_t key;
   int64_t mass() const { return 1; }
+  bool operator<(const Keyed& other) const { return key < other.key; }
 };
 
 template <typename key_type, typename weight_t>
@@ -28,6 +29,15 @@ struct Weighed {
   key_t key;
   weight_t weight;
   double mass() const { return static_cast<double>(weight); }
+  bool operator<(const Weighed& other) const { return key < other.key; }
+};
+
+// equal keys stay in the order of the elements
+template <typename key_type>
+struct Indexed {
+  using key_t = key_type;
+  key_t key, index;
+  bool operator<(const Indexed& other) const { return key < other.key || (key == other.key && index < other.index); }
 };
 
 template <typename record_t>
@@ -95,9 +105,12 @@ class SortedSegments {
   }
 
   Span<record_t> operator[](int64_t s) const { return {records_.get() + begin(s), ends_[s + 1] - ends_[s]}; }
+  int64_t begin(int64_t s) const { return ends_[static_cast<size_t>(s)]; }
+  const record_t* records() const { return records_.get(); }
+  // room for a record of each element, no longer needed for the sort
+  record_t* spare() { return spare_.get(); }
 
  private:
-  int64_t begin(int64_t s) const { return ends_[static_cast<size_t>(s)]; }
   int64_t size(int64_t s) const { return begin(s + 1) - begin(s); }
 
   template <typename segment_of_t, typename record_of_t>
@@ -129,13 +142,13 @@ class SortedSegments {
   // long segments one after another, each by all threads; then the short ones, each by one
   void sort() {
     const int64_t segments = static_cast<int64_t>(ends_.size()) - 1;
-    const auto other = scratch<record_t>(ends_.back());
-    record_t* data = records_.get();
+    spare_ = scratch<record_t>(ends_.back());
+    record_t *data = records_.get(), *other = spare_.get();
     std::vector<Places> places;
     for (int64_t s = 0; s < segments; ++s) {
       if (size(s) <= kPiece) continue;
       places.resize(static_cast<size_t>(pieces_of(size(s))));
-      radix_sort(data + begin(s), other.get() + begin(s), size(s), places.data());
+      radix_sort(data + begin(s), other + begin(s), size(s), places.data());
     }
     const int64_t grain = std::max<int64_t>(1, segments * 4096 / std::max<int64_t>(ends_.back(), 1));
     parallel_for(0, segments, grain, [&](int64_t first, int64_t last) {
@@ -144,16 +157,16 @@ class SortedSegments {
         Places place;
         if (n > kPiece) continue;
         if (n > 512) {
-          radix_sort(data + begin(s), other.get() + begin(s), n, &place);
+          radix_sort(data + begin(s), other + begin(s), n, &place);
         } else {
-          std::sort(data + begin(s), data + begin(s) + n, [](const record_t& a, const record_t& b) { return a.key < b.key; });
+          std::sort(data + begin(s), data + begin(s) + n);
         }
       }
     });
   }
 
   std::vector<int64_t> ends_;  // ends_[s + 1] is the end of segment s
-  std::unique_ptr<record_t[]> records_;
+  std::unique_ptr<record_t[]> records_, spare_;
 };
 
 }  // namespace nearlinear

@@ -5,8 +5,12 @@
 
 #ifdef __CUDACC__
 #define NL_HD __host__ __device__
+#define NL_HD_INLINE __host__ __device__ __forceinline__
+#define NL_UNROLL _Pragma("unroll")
 #else
 #define NL_HD
+#define NL_HD_INLINE inline __attribute__((always_inline))
+#define NL_UNROLL _Pragma("GCC unroll 32")
 #endif
 
 namespace nearlinear {
@@ -23,6 +27,16 @@ NL_HD inline key_t ordered_bits(float_t x) {
   if (x != x) return kNotANumber<key_t>;
   if (bits == sign) return sign;  // -0.0; an addition of 0.0 would flush subnormals where the thread is told to
   return bits & sign ? ~bits : bits | sign;
+}
+
+// the number of a key that is not kNotANumber
+template <typename float_t, typename key_t>
+NL_HD inline float_t number_of(key_t key) {
+  constexpr key_t sign = key_t(1) << (8 * sizeof(key_t) - 1);
+  const key_t bits = key & sign ? key ^ sign : ~key;
+  float_t x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
 }
 
 NL_HD inline uint32_t ordered_key(float x) { return ordered_bits<uint32_t>(x); }

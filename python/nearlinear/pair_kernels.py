@@ -44,13 +44,14 @@ def evaluate(family: str, kernel: Sequence[float], x: Tensor) -> Tensor:
         value = torch.full_like(x, kernel[0])
         for side, knot, factor, exponent in zip(*(kernel[1 + i :: 4] for i in range(4)), strict=True):
             distance = x - knot if side else knot - x
-            value = value + factor * torch.where(distance > 0, distance.clamp(min=0) ** int(exponent), 0)
+            part = torch.where(distance > 0, distance.clamp(min=0) ** int(exponent), 0)
+            value = value + factor * part.masked_fill(distance.isnan(), torch.nan)
         return value
     scale, constant, slope = kernel[:3]
     degree = (len(kernel) - 3) // 2
     z = torch.exp(-scale * x.abs())
     above, below = (sum(c * z ** (k + 1) for k, c in enumerate(part)) for part in (kernel[3 : 3 + degree], kernel[3 + degree :]))
-    linear = constant + torch.where(x < 0, slope * x, 0)
+    linear = constant + torch.where(x < 0, slope * x, 0) if slope else constant
     return torch.where(x > 0, above, torch.where(x < 0, linear + below, (above + constant + below) / 2))
 
 
