@@ -76,6 +76,13 @@ from .pair_loss import (
 )  # fmt: skip
 from .pairwise_auc import PairwiseAUCLoss, pairwise_auc_loss, pairwise_auc_plan
 from .pairwise_plan import PairwisePlan
+from .ranking import (
+    LambdaRankLoss,
+    SmoothAveragePrecisionLoss,
+    lambda_rank_loss,
+    sigmoid_rank,
+    smooth_average_precision_loss,
+)  # fmt: skip
 from .roc_auc import roc_auc_score, roc_curve
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
 from .row_weights import dataset_equity_weight, density_weights
@@ -105,6 +112,7 @@ __all__ = [
     "InfoNCELoss",
     "JSLogitLoss",
     "KLLogitLoss",
+    "LambdaRankLoss",
     "LinearCrossEntropyLoss",
     "LinearJSLogitLoss",
     "LinearKLLogitLoss",
@@ -124,6 +132,7 @@ __all__ = [
     "RocAUC",
     "SFaceLoss",
     "Scale",
+    "SmoothAveragePrecisionLoss",
     "SmoothChebyshev",
     "SoftCap",
     "SumExponential",
@@ -150,6 +159,7 @@ __all__ = [
     "info_nce_loss",
     "js_logit_loss",
     "kl_logit_loss",
+    "lambda_rank_loss",
     "linear_cross_entropy",
     "linear_js_logit_loss",
     "linear_kl_logit_loss",
@@ -170,6 +180,8 @@ __all__ = [
     "row_losses",
     "score_maps",
     "sface_loss",
+    "sigmoid_rank",
+    "smooth_average_precision_loss",
     "supcon_loss",
     "surrogates",
     "truncated_gce_loss",

@@ -39,13 +39,18 @@ def _of(values: Tensor, group: Tensor | None) -> Tensor:
 
 
 def _square(x: Samples, margin: float) -> Tensor:
-    r"""W_P W_Q (Var_P + Var_Q + (m - mu_P + mu_Q)^2)."""
+    r"""W_P W_Q (Var_P + Var_Q + (m - mu_P + mu_Q)^2), of scores about a middle of their group: a common offset must not cost digits."""
+    sides = _sides(x)
+    with torch.no_grad():
+        mass = sides[0][2] + sides[1][2]
+        sums = [group_sum(scores * weight, x.group, x.num_groups) for scores, weight, _ in sides]
+        middle = (sums[0] + sums[1]) / torch.where(mass > 0, mass, 1)
     means, variances, masses = [], [], []
-    for scores, weight, mass in _sides(x):
-        known = torch.where(mass > 0, mass, 1)
-        mean = group_sum(weight * scores, x.group, x.num_groups) / known
+    for scores, weight, mass in sides:
+        known, centred = torch.where(mass > 0, mass, 1), scores - _of(middle, x.group)
+        mean = group_sum(weight * centred, x.group, x.num_groups) / known
         means.append(mean)
-        variances.append(group_sum(weight * (scores - _of(mean, x.group)) ** 2, x.group, x.num_groups) / known)
+        variances.append(group_sum(weight * (centred - _of(mean, x.group)) ** 2, x.group, x.num_groups) / known)
         masses.append(mass)
     return masses[0] * masses[1] * (variances[0] + variances[1] + (margin - means[0] + means[1]) ** 2)
 

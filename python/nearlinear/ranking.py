@@ -66,7 +66,8 @@ def smooth_average_precision_loss(
         input: scores of shape (N,). float32, float64, bfloat16 or float16.
         target: relevance of shape (N,): bool, {0, 1} or {-1, 1} of any dtype.
         temperature, group, num_groups: as for :func:`sigmoid_rank`.
-        reduction: ``"mean"`` over the lists (groups) that have a positive, ``"sum"`` over them, ``"none"``: of shape (G,), (1,) without group.
+        reduction: ``"mean"`` over the lists (groups) that have a positive, ``"sum"`` over them, ``"none"``: of shape (G,), (1,) for
+            one list.
 
     Returns:
         Loss in [0, 1], float32, float64 for float64 inputs. A list without a positive contributes nothing, with a gradient of 0.

@@ -61,7 +61,7 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class Piecewise(Surrogate):
-    """A sum of powers of (knot - x)_+ and (x - knot)_+. At a knot a derivative that jumps is that of the flatter side, as relu's."""
+    """A sum of powers of (knot - x)_+ and (x - knot)_+. Where a derivative jumps the term of that knot counts for 0, as in relu."""
 
     methods: ClassVar[tuple[str, ...]] = ("scan", "direct")
 
@@ -274,7 +274,8 @@ class Sigmoid(LogisticFamily):
     first: ClassVar[int] = 1
 
     def value(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(-self.scale * x)
+        # the derivative of sigmoid near 1 would be a difference
+        return torch.exp(-torch.logaddexp(self.scale * x, torch.zeros_like(x)))
 
 
 @dataclass(frozen=True)

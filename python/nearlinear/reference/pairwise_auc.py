@@ -8,8 +8,76 @@ import torch
 from torch import Tensor
 
 from .. import pair_kernels
+from ..surrogates import Logistic, Surrogate, get_surrogate
 
-__all__ = ["binned_moments", "binned_values", "pair_scan"]
+__all__ = ["binned_moments", "binned_values", "pair_potential", "pair_scan", "pairwise_auc_loss", "pairwise_sum"]
+
+
+def pairwise_auc_loss(
+    input: Tensor, target: Tensor, *, surrogate: str | Surrogate = "logistic", margin: float | None = None, scale: float | None = None,
+    sample_weight: Tensor | None = None, group: Tensor | None = None, num_levels: int | None = None, max_fpr: float | None = None,
+    min_tpr: float | None = None, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    """Scores [N] and labels, with the options of :func:`nearlinear.pairwise_auc_loss`; groups in ascending order of their ids."""
+    record = get_surrogate(surrogate, "pairwise_auc_loss", margin=margin, scale=scale)
+    weight = torch.ones_like(input) if sample_weight is None else sample_weight.to(input.dtype)
+    ids = torch.zeros_like(target, dtype=torch.int64) if group is None else group
+    levels = (target == 1).long() if num_levels is None else target
+    if max_fpr is not None:
+        weight = torch.where(levels == 0, weight * _hardest(input, weight * (levels == 0), ids, max_fpr), weight)
+    if min_tpr is not None:
+        weight = torch.where(levels == 1, weight * _hardest(-input, weight * (levels == 1), ids, 1 - min_tpr), weight)
+    totals, masses = [], []
+    for one in ids.unique():
+        here = (ids == one) & (weight != 0)
+        s, w, y = input[here], weight[here], levels[here]
+        x = torch.where(s[:, None] == s, 0, s[:, None] - s)
+        pair = torch.where(y[:, None] > y, w[:, None] * w, 0)
+        losses = torch.where(y[:, None] > y, record.value(x), 0)
+        terms = torch.where(pair > 0, losses * pair, 0).sum()
+        totals.append(terms.log() if record.name == "log_exponential" and pair.any() else terms)
+        masses.append(pair.sum())
+    total, mass = torch.stack(totals), torch.stack(masses)
+    valid = mass > 0
+    if reduction == "sum":
+        return total.sum()
+    if reduction == "weighted":
+        return total.sum() / mass.sum().clamp(min=torch.finfo(mass.dtype).tiny)
+    means = torch.where(valid, record.mean(total, torch.where(valid, mass, 1)), 0)
+    if reduction == "none":
+        return means if group is not None else means.squeeze(0)
+    return means.sum() / valid.sum().clamp(min=1)
+
+
+def _hardest(scores: Tensor, weight: Tensor, ids: Tensor, share: float) -> Tensor:
+    """Part of each sample among the highest ``share`` of the weight of its group: 1 above the boundary, the rest of the run at it."""
+    scores, weight = scores.detach(), weight.detach()
+    together = ids[:, None] == ids
+    above = torch.where(together & (scores > scores[:, None]), weight, 0).sum(1)
+    equal = torch.where(together & (scores == scores[:, None]), weight, 0).sum(1)
+    limit = share * torch.where(together, weight, 0).sum(1)
+    return ((limit - above) / equal.clamp(min=torch.finfo(weight.dtype).tiny)).clamp(0, 1)
+
+
+def pairwise_sum(
+    input: Tensor, target: Tensor, coefficient: Tensor | None, group: Tensor | None, num_groups: int, surrogate: str, *rest: object
+) -> Tensor:
+    """``surrogate`` with its default options; the total alone."""
+    c = torch.ones_like(input) if coefficient is None else coefficient
+    p, q, x, together = _pairs(input, target, group)
+    values = get_surrogate(surrogate, "pairwise_sum").value(x) * c[p, None] * c[None, q]
+    rows = torch.where(together, values, 0).sum(1).double()
+    return input.new_zeros(num_groups, dtype=torch.float64).index_add(0, group[p] if group is not None else torch.zeros_like(p), rows)
+
+
+def pair_potential(
+    input: Tensor, target: Tensor, coefficient: Tensor, group: Tensor | None, num_groups: int, surrogate: str, params: Sequence[float],
+    *rest: object,
+) -> Tensor:  # fmt: skip
+    """Of order 0 of ``"logistic"``."""
+    p, q, x, together = _pairs(input, target, group)
+    values = torch.where(together, Logistic(*params).value(x), 0)
+    return torch.zeros_like(input).index_add(0, p, values @ coefficient[q]).index_add(0, q, values.T @ coefficient[p])
 
 
 def _pairs(input: Tensor, target: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
