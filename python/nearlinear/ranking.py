@@ -50,7 +50,7 @@ def sigmoid_rank(input: Tensor, *, temperature: float, group: Tensor | None = No
     name = "sigmoid_rank"
     scores, group, count = _lists(name, input, group, num_groups)
     require(temperature > 0, ValueError, name, f"temperature must be > 0, got {temperature}")
-    return _soft_count(scores, torch.ones_like(scores), group, count, temperature) + 0.5
+    return 1 + _soft_count(scores, torch.ones_like(scores), group, count, temperature)
 
 
 def smooth_average_precision_loss(
@@ -88,8 +88,8 @@ def smooth_average_precision_loss(
     scores, group, count = _lists(name, input, group, num_groups, target)
     positive, known = binary_labels(name, target)
     relevant = positive.to(scores.dtype)
-    everything = _soft_count(scores, torch.ones_like(scores), group, count, temperature) + 0.5
-    among_relevant = _soft_count(scores, relevant, group, count, temperature) + 0.5
+    everything = 1 + _soft_count(scores, torch.ones_like(scores), group, count, temperature)
+    among_relevant = 1 + _soft_count(scores, relevant, group, count, temperature)
     number = group_sum(relevant, group, count)
     precision = group_sum(torch.where(positive, among_relevant / everything, 0), group, count)
     valid = number > 0
@@ -181,8 +181,8 @@ def _lists(function: str, input: Any, group: Any, num_groups: int | None, target
 
 
 def _soft_count(scores: Tensor, weight: Tensor, group: Tensor | None, num_groups: int, temperature: float) -> Tensor:
-    """Sum over the samples j of the group, but i itself, of w_j sigmoid((s_j - s_i) / t) + 0 w_i: every score is a positive and a
-    negative; what it adds to itself is 1/2."""
+    """Sum over the samples j of the group, but i itself, of w_j sigmoid((s_j - s_i) / t): every score is a positive and a negative, and
+    what it would add to itself is w_i / 2."""
     record, n = Sigmoid(1 / temperature), len(scores)
     double = torch.cat([scores, scores])
     side = torch.arange(2 * n, device=scores.device) < n

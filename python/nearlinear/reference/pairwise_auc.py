@@ -31,7 +31,8 @@ def pairwise_auc_loss(
     for one in ids.unique():
         here = (ids == one) & (weight != 0)
         s, w, y = input[here], weight[here], levels[here]
-        x = torch.where(s[:, None] == s, 0, s[:, None] - s)
+        # equal infinities are ties; the difference of other equal scores has a gradient
+        x = torch.where((s[:, None] == s) & s.isinf(), 0, s[:, None] - s)
         pair = torch.where(y[:, None] > y, w[:, None] * w, 0)
         losses = torch.where(y[:, None] > y, record.value(x), 0)
         terms = torch.where(pair > 0, losses * pair, 0).sum()
@@ -84,7 +85,7 @@ def _pairs(input: Tensor, target: Tensor, group: Tensor | None) -> tuple[Tensor,
     """Positions of the positives and of the negatives, x of every pair of them (0 for two equal infinities), whether it counts."""
     p, q = target.nonzero().flatten(), (~target).nonzero().flatten()
     high, low = input[p, None], input[None, q]
-    x = torch.where(high == low, 0, high - low)
+    x = torch.where((high == low) & low.isinf(), 0, high - low)
     together = torch.ones_like(x, dtype=torch.bool) if group is None else group[p, None] == group[None, q]
     return p, q, x, together
 
