@@ -75,6 +75,7 @@ from .pair_loss import (
     supcon_loss,
 )  # fmt: skip
 from .pairwise_auc import PairwiseAUCLoss, pairwise_auc_loss, pairwise_auc_plan
+from .pairwise_moments import PairwiseAUCAccumulator
 from .pairwise_plan import PairwisePlan
 from .ranking import (
     LambdaRankLoss,
@@ -122,6 +123,7 @@ __all__ = [
     "MultiSimilarityLoss",
     "NearlinearWarning",
     "PairLoss",
+    "PairwiseAUCAccumulator",
     "PairwiseAUCLoss",
     "PairwisePlan",
     "Plan",

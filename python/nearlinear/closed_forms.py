@@ -23,14 +23,16 @@ def total(surrogate: Surrogate, x: Samples) -> Tensor:
 
 
 def _sides(x: Samples) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Scores, weights and the weights' sums of the positives and of the negatives; a weight of 0 removes what is no number."""
+    """Scores about a middle of their group, because a common offset must not cost digits, weights and the weights' sums of the positives
+    and of the negatives; a weight of 0 removes what is no number."""
     weight = (torch.ones_like(x.input) if x.weight is None else x.weight).double()
-    sides = []
-    for side in (x.positive, ~x.positive):
-        w = weight * side
-        lost = (w == 0) & ~x.input.isfinite()
-        sides.append((x.input.double().masked_fill(lost, 0), w, group_sum(w, x.group, x.num_groups)))
-    return sides
+    scores = x.input.double().masked_fill((weight == 0) & ~x.input.isfinite(), 0)
+    with torch.no_grad():
+        mass = group_sum(weight, x.group, x.num_groups)
+        middle = group_sum(scores.nan_to_num(0, 0, 0) * weight, x.group, x.num_groups) / torch.where(mass > 0, mass, 1)
+    scores = scores - _of(middle, x.group)
+    weights = (weight * side for side in (x.positive, ~x.positive))
+    return [(scores, w, group_sum(w, x.group, x.num_groups)) for w in weights]
 
 
 def _of(values: Tensor, group: Tensor | None) -> Tensor:
@@ -39,18 +41,13 @@ def _of(values: Tensor, group: Tensor | None) -> Tensor:
 
 
 def _square(x: Samples, margin: float) -> Tensor:
-    r"""W_P W_Q (Var_P + Var_Q + (m - mu_P + mu_Q)^2), of scores about a middle of their group: a common offset must not cost digits."""
-    sides = _sides(x)
-    with torch.no_grad():
-        mass = sides[0][2] + sides[1][2]
-        sums = [group_sum(scores * weight, x.group, x.num_groups) for scores, weight, _ in sides]
-        middle = (sums[0] + sums[1]) / torch.where(mass > 0, mass, 1)
+    r"""W_P W_Q (Var_P + Var_Q + (m - mu_P + mu_Q)^2)."""
     means, variances, masses = [], [], []
-    for scores, weight, mass in sides:
-        known, centred = torch.where(mass > 0, mass, 1), scores - _of(middle, x.group)
-        mean = group_sum(weight * centred, x.group, x.num_groups) / known
+    for scores, weight, mass in _sides(x):
+        known = torch.where(mass > 0, mass, 1)
+        mean = group_sum(weight * scores, x.group, x.num_groups) / known
         means.append(mean)
-        variances.append(group_sum(weight * (centred - _of(mean, x.group)) ** 2, x.group, x.num_groups) / known)
+        variances.append(group_sum(weight * (scores - _of(mean, x.group)) ** 2, x.group, x.num_groups) / known)
         masses.append(mass)
     return masses[0] * masses[1] * (variances[0] + variances[1] + (margin - means[0] + means[1]) ** 2)
 

@@ -97,14 +97,21 @@ def pairwise_auc_loss(
     x = check_samples(_NAME, input, target, sample_weight, group, num_groups, num_levels)
     several = group is not None or input.dim() == 2
     require(several or reduction != "none", ValueError, _NAME, "reduction must be 'mean' or 'sum' without group or columns, got 'none'")
+    ends = [] if score_range is None else [float(end) for end in score_range]
+    tails = max_fpr is not None or min_tpr is not None
+    binned = None
     if process_group is not None:
-        x = pairwise_ranks.gathered(x, process_group)
+        if not tails and num_levels is None:
+            binned = pairwise_ranks.binned_sum(x, record, method, ends, process_group)
+        x = x if binned is not None else pairwise_ranks.gathered(x, process_group)
     x = x.flat()
-    sums = _Sums(record, method, [] if score_range is None else [float(end) for end in score_range])
-    if num_levels is not None:
+    sums = _Sums(record, method, ends)
+    if binned is not None:
+        total, mass = binned
+    elif num_levels is not None:
         total, mass = sums.of_levels(x, num_levels)
     else:
-        total, mass = sums.of_labels(x if max_fpr is None and min_tpr is None else _tails(x, max_fpr, min_tpr))
+        total, mass = sums.of_labels(_tails(x, max_fpr, min_tpr) if tails else x)
     if x.known is not None:
         total = total.masked_fill(~x.known, torch.nan)
     loss, valid = _reduced(record, total, mass, x.shape, reduction)

@@ -90,6 +90,8 @@ def check_options(
     require(reduction in REDUCTIONS, ValueError, function, f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     require(num_groups is None or num_groups >= 0, ValueError, function, f"num_groups must be >= 0, got {num_groups}")
     require(num_groups is None or group is not None, ValueError, function, f"num_groups must be None without group, got {num_groups}")
+    known = group is None or num_groups is not None or not torch.compiler.is_compiling()
+    require(known, ValueError, function, "num_groups must be given with group under torch.compile: their number is a shape")
     require(num_levels is None or num_levels >= 2, ValueError, function, f"num_levels must be >= 2, got {num_levels}")
     require(max_fpr is None or 0 < max_fpr <= 1, ValueError, function, f"max_fpr must be in (0, 1], got {max_fpr}")
     require(min_tpr is None or 0 <= min_tpr < 1, ValueError, function, f"min_tpr must be in [0, 1), got {min_tpr}")

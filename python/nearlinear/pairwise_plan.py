@@ -46,13 +46,15 @@ def check_method(function: str, surrogate: Surrogate, method: str) -> None:
 
 def choose_grid(surrogate: Surrogate, input: Tensor, num_groups: int, method: str, score_range: list[float]) -> Grid | None:
     """The bins, or None for the sorted kernel. Without ``score_range`` the range is read on the CPU; a GPU is not waited for."""
-    if not isinstance(surrogate, LogisticFamily) or method not in ("auto", "bins") or input.numel() == 0:
+    if not isinstance(surrogate, LogisticFamily) or method not in ("auto", "bins"):
         return None
     few = input.numel() < _FEWEST or num_groups == 0
     if method == "auto" and (few or (not score_range and input.device.type != "cpu")):
         return None
     if score_range:
         low, high = score_range
+    elif input.numel() == 0:
+        low = high = 0.0
     else:
         # what is not finite lies in no bin and makes the sum NaN
         known = input if method == "auto" else input.nan_to_num(0, 0, 0)

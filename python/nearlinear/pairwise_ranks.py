@@ -9,12 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .pair_bins import Grid
 from .pairwise_checks import Samples
+from .pairwise_moments import moments_of, share_of_loss
+from .surrogates import LogisticFamily, Surrogate
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["gathered"]
+__all__ = ["binned_sum", "gathered", "gathered_sum"]
 
 
 def gathered(x: Samples, process_group: ProcessGroup) -> Samples:
@@ -28,6 +31,50 @@ def gathered(x: Samples, process_group: ProcessGroup) -> Samples:
     }
     known = None if x.known is None else _gather(x.known.reshape(1), process_group).all()
     return replace(x, **parts, known=known)
+
+
+def binned_sum(
+    x: Samples, surrogate: Surrogate, method: str, score_range: list[float], process_group: ProcessGroup
+) -> tuple[Tensor, Tensor] | None:
+    """Sum over the pairs of all ranks, and their weight, of which only the moments of the bins travel; None where ``method`` and the range
+    of the scores over all ranks ask for another way."""
+    if x.known is not None:
+        x = replace(x, input=x.input.masked_fill(~x.known, torch.nan))
+    bins = isinstance(surrogate, LogisticFamily) and method in ("auto", "bins") and x.group is None and x.input.dim() == 1
+    if not bins:
+        return None
+    assert isinstance(surrogate, LogisticFamily)
+    none = torch.tensor([torch.inf, -torch.inf], dtype=torch.float64, device=x.input.device)
+    ends = torch.stack(x.input.detach().aminmax()).double() if len(x.input) else none
+    ranks = _gather(torch.cat([ends, ends.new_tensor([len(x.input)])]), process_group)
+    low, high = score_range or (float(ranks[:, 0].min()), float(ranks[:, 1].max()))
+    count = int(ranks[:, 2].sum())
+    grid = Grid.over(low, high, surrogate.scale, x.input.dtype, count)
+    if grid is None or (method == "auto" and count < 4 * grid.bins):
+        return None
+    moments = gathered_sum(moments_of(x, grid), process_group)
+    mass = moments[0, :, :, 0].sum(1)
+    share = share_of_loss(x, moments, grid, surrogate)
+    pairs = (mass[0] * mass[1]).reshape(1)
+    return _SummedOverRanks.apply(share, process_group) * pairs, pairs
+
+
+def gathered_sum(part: Tensor, process_group: ProcessGroup) -> Tensor:
+    """The sum of the ranks' tensors, in rank order: the same bits on all."""
+    return _gather(part, process_group).sum(0)
+
+
+class _SummedOverRanks(torch.autograd.Function):
+    """Every rank's gradient is the sum of what the ranks ask for."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, process_group: ProcessGroup) -> Tensor:
+        ctx.process_group = process_group
+        return gathered_sum(part, process_group)
+
+    @staticmethod
+    def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor, None]:
+        return gathered_sum(d_sum, ctx.process_group), None
 
 
 def _gather(part: Tensor, process_group: ProcessGroup) -> Tensor:
@@ -53,4 +100,4 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, d_all: Tensor) -> tuple[Tensor, None, None]:
         if torch.is_grad_enabled():
             raise NotImplementedError("pairwise_auc_loss: double backward is not implemented with process_group")
-        return _gather(d_all, ctx.process_group).sum(0)[ctx.own], None, None
+        return gathered_sum(d_all, ctx.process_group)[ctx.own], None, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import pair_kernels
-from ..surrogates import Logistic, Surrogate, get_surrogate
+from ..surrogates import KERNELS, Surrogate, get_surrogate
 
 __all__ = ["binned_moments", "binned_values", "pair_potential", "pair_scan", "pairwise_auc_loss", "pairwise_sum"]
 
@@ -61,23 +61,30 @@ def _hardest(scores: Tensor, weight: Tensor, ids: Tensor, share: float) -> Tenso
 
 
 def pairwise_sum(
-    input: Tensor, target: Tensor, coefficient: Tensor | None, group: Tensor | None, num_groups: int, surrogate: str, *rest: object
-) -> Tensor:
-    """``surrogate`` with its default options; the total alone."""
+    input: Tensor, target: Tensor, coefficient: Tensor | None, group: Tensor | None, num_groups: int, surrogate: str,
+    surrogate_params: Sequence[float], method: str, score_range: Sequence[float], wants_slope: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The method and its options do not change what it is."""
+    record = KERNELS[surrogate](*surrogate_params)
     c = torch.ones_like(input) if coefficient is None else coefficient
     p, q, x, together = _pairs(input, target, group)
-    values = get_surrogate(surrogate, "pairwise_sum").value(x) * c[p, None] * c[None, q]
-    rows = torch.where(together, values, 0).sum(1).double()
-    return input.new_zeros(num_groups, dtype=torch.float64).index_add(0, group[p] if group is not None else torch.zeros_like(p), rows)
+    rows = torch.where(together, record.value(x) * c[p, None] * c[None, q], 0).sum(1).double()
+    total = input.new_zeros(num_groups, dtype=torch.float64).index_add(0, group[p] if group is not None else torch.zeros_like(p), rows)
+    if not wants_slope:
+        return total, input.new_zeros(0)
+    potential = pair_potential(input, target, c, group, num_groups, surrogate, surrogate_params, 1, method, score_range)
+    return total, (c * torch.where(target, potential, -potential)).detach()
 
 
 def pair_potential(
-    input: Tensor, target: Tensor, coefficient: Tensor, group: Tensor | None, num_groups: int, surrogate: str, params: Sequence[float],
-    *rest: object,
+    input: Tensor, target: Tensor, coefficient: Tensor, group: Tensor | None, num_groups: int, surrogate: str,
+    surrogate_params: Sequence[float], order: int, method: str, score_range: Sequence[float],
 ) -> Tensor:  # fmt: skip
-    """Of order 0 of ``"logistic"``."""
+    """The method and its options do not change what it is."""
+    record = KERNELS[surrogate](*surrogate_params)
     p, q, x, together = _pairs(input, target, group)
-    values = torch.where(together, Logistic(*params).value(x), 0)
+    kernel = record.value(x) if order == 0 else pair_kernels.evaluate(*record.kernel(order, torch.float64), x)
+    values = torch.where(together, kernel, 0)
     return torch.zeros_like(input).index_add(0, p, values @ coefficient[q]).index_add(0, q, values.T @ coefficient[p])
 
 
