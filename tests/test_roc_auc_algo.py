@@ -17,20 +17,25 @@ ROOT = Path(__file__).parents[1]
 ops = torch.ops.nearlinear
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def compiled(name: str, folder: Path) -> ctypes.CDLL:
+    """tests/algo/NAME.cpp."""
     compiler = shutil.which("g++")
     nvcc = shutil.which("nvcc")
     homes = [Path("/usr/local/cuda"), *([Path(nvcc).resolve().parents[1]] if nvcc else [])]
     found = [home / "include" for home in homes if (home / "include/cccl/thrust").exists() or (home / "include/thrust").exists()]
     if compiler is None or not found:
         pytest.skip("g++ and the CCCL headers of a CUDA toolkit are needed")
-    out = tmp_path_factory.mktemp("algo") / "roc_auc.so"
+    out = folder / f"{name}.so"
     backend = ["-x", "c++", "-DTHRUST_DEVICE_SYSTEM=THRUST_DEVICE_SYSTEM_OMP", "-fopenmp", f"-I{found[0] / 'cccl'}", f"-I{found[0]}"]
-    source = str(ROOT / "tests/algo/roc_auc.cpp")
+    source = str(ROOT / f"tests/algo/{name}.cpp")
     command = [compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", *backend, source, "-o", str(out)]
     subprocess.run(command, check=True, timeout=300)
     return ctypes.CDLL(str(out))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compiled("roc_auc", tmp_path_factory.mktemp("algo"))
 
 
 def address(t: Tensor | None) -> ctypes.c_void_p:

@@ -5,49 +5,16 @@
 // run, its share of U; a running sum of that. Sums are added tile by tile in a fixed order, so that float64 gives the same bits each time.
 #pragma once
 #include <thrust/binary_search.h>
-#include <thrust/for_each.h>
 #include <thrust/iterator/counting_iterator.h>
 #include <thrust/sort.h>
 
 #include <cmath>
 #include <cstdint>
 
-#include "../common/exec.h"
 #include "roc_auc_launch.h"
+#include "tiles.h"
 
 namespace nearlinear::algo {
-
-template <typename policy_t, typename F>
-void each(policy_t&& policy, int64_t n, F f) {
-  thrust::for_each_n(policy, thrust::counting_iterator<int64_t>(0), n, f);
-}
-
-constexpr int64_t kTile = 128;
-inline int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
-
-// running sums of x in place; x begins anew where head is set
-template <typename policy_t, typename T>
-void running_sum(policy_t&& policy, T* x, const uint8_t* head, int64_t n, Arena& arena) {
-  const int64_t tiles = tiles_of(n);
-  T* total = arena.array<T>(static_cast<size_t>(tiles));
-  uint8_t* broken = arena.array<uint8_t>(static_cast<size_t>(tiles));
-  each(policy, tiles, [=] NL_HD(int64_t t) {
-    T sum = 0;
-    uint8_t any = 0;
-    for (int64_t i = t * kTile; i < n && i < (t + 1) * kTile; ++i) {
-      sum = head[i] ? x[i] : sum + x[i];
-      any |= head[i];
-      x[i] = sum;
-    }
-    total[t] = sum, broken[t] = any;
-  });
-  if (tiles == 1) return;
-  running_sum(policy, total, broken, tiles, arena);
-  each(policy, tiles - 1, [=] NL_HD(int64_t t) {
-    const T carry = total[t];
-    for (int64_t i = (t + 1) * kTile; i < n && i < (t + 2) * kTile && !head[i]; ++i) x[i] += carry;
-  });
-}
 
 // T = int64_t: out = (2 U, positives, negatives), -1 for NaN. T = double: (U, W_P, W_Q) up to max_fpr of the negatives.
 template <typename T, typename policy_t, typename scalar_t>

@@ -32,7 +32,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr int64_t kFew = 12;  // measured: pairs per element up to which all pairs are as fast as a scan
+constexpr int64_t kFew = 1;  // measured: pairs per element up to which all pairs are as fast as a scan
 
 // sorted elements of one group and label, or a stretch of them
 template <typename scalar_t>
@@ -295,8 +295,8 @@ double near_pairs(const PairPlan& plan, bool direct, const Elements<scalar_t>& p
                                          positive_source ? negative : positive,
                                          positive_source ? p.size : q.size,
                                          positive_source ? q.size : p.size,
-                                         plan.wants_value && ascending ? step.value.data() : nullptr,
-                                         plan.wants_potential ? step.potential.data() : nullptr,
+                                         plan.wants_value && ascending ? step.value : nullptr,
+                                         plan.wants_potential ? step.potential : nullptr,
                                          plan.rate};
       total += direct ? compare(walk) : scan_pieces(walk);
     }

@@ -166,7 +166,7 @@ struct Carry {
 struct PairStep {
   bool low;
   double knot;
-  std::array<double, kMostTerms> value{}, potential{};
+  double value[kMostTerms] = {}, potential[kMostTerms] = {};
 };
 
 // what a kernel is at x = -infinity and x = +infinity, and what every pair of finite x has beside the steps
@@ -204,7 +204,7 @@ class PairPlanner {
   PairPlan plan() const { return plan_; }
 
  private:
-  std::array<double, kMostTerms>& factors(bool low, double knot, bool of_value) {
+  double* factors(bool low, double knot, bool of_value) {
     for (PairStep& step : plan_.steps)
       if (step.low == low && step.knot == knot) return of_value ? step.value : step.potential;
     plan_.steps.push_back({low, knot});
@@ -239,11 +239,11 @@ class PairPlanner {
     const double rate = kernel[0], constant = kernel[1], slope = kernel[2];
     check(rate > 0 && std::isfinite(rate), op_, "scale must be positive, got ", rate);
     check(value_.empty() || potential_.empty() || value_[0] == potential_[0], op_, "value and potential must have the same scale");
-    auto& above = factors(false, 0, of_value);
-    std::copy_n(kernel.data() + 3, degree, above.data() + 2);
-    auto& below = factors(true, 0, of_value);
+    double* above = factors(false, 0, of_value);
+    std::copy_n(kernel.data() + 3, degree, above + 2);
+    double* below = factors(true, 0, of_value);
     below[0] = constant, below[1] = -slope;
-    std::copy_n(kernel.data() + 3 + degree, degree, below.data() + 2);
+    std::copy_n(kernel.data() + 3 + degree, degree, below + 2);
     plan_.rate = rate, plan_.degree = std::max(plan_.degree, static_cast<int>(degree));
     (of_value ? plan_.value : plan_.potential) = {slope != 0 ? -slope * HUGE_VAL : constant, 0, 0};
   }

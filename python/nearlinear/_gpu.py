@@ -18,7 +18,7 @@ TRITON_OPS = (
     "pair_tile_extremes", "pair_tile_stats", "pair_tile_stats_backward_",
     "soft_logit_stats", "soft_logit_stats_backward", "two_logit_stats", "two_logit_stats_backward",
 )  # fmt: skip
-COMPILED_OPS = ("first_invalid_target", "roc_auc_class_sums", "roc_auc_counts", "roc_auc_sums")
+COMPILED_OPS = ("first_invalid_target", "pair_scan", "roc_auc_class_sums", "roc_auc_counts", "roc_auc_sums")
 
 # torch drops the registrations of a Library that is collected
 _library = torch.library.Library("nearlinear", "IMPL")

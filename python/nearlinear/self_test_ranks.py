@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .pair_kernels import logistic, logistic_coefficients, power
+from .reference import pairwise_auc as pair_reference
 from .reference import roc_auc as reference
 from .self_test_cases import SelfTest, wave
 
@@ -34,7 +36,27 @@ def _classes(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Seque
     return lambda input: function(input, torch.arange(len(input), device=input.device) % 3, None)
 
 
+_SLOPE = logistic_coefficients(1, 16)
+# value and potential: log(1 + e^-x) and its slope; a squared hinge and its slope
+_PAIR_KERNELS = (
+    ("logistic", logistic(1, 0, -1, *2 * [logistic_coefficients(0, 16)]), logistic(1, -1, 0, [-e for e in _SLOPE], _SLOPE)),
+    ("power", power(0, (0, 1, 1, 2)), power(0, (0, 1, -2, 1))),
+)
+
+
+def _pair_scan(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Sequence[Tensor]]:
+    """Both families, three groups."""
+
+    def outputs(input: Tensor) -> Sequence[Tensor]:
+        place = torch.arange(len(input), device=input.device)
+        arguments = (input, place % 4 == 0, wave(input, 2.0), place % 3, 3)
+        return [out.to(input.dtype) for kernels in _PAIR_KERNELS for out in function(*arguments, *kernels, "scan")]
+
+    return outputs
+
+
 RANK_TESTS: dict[str, SelfTest] = {
+    "pair_scan": SelfTest(lambda: _scores(37), _pair_scan(_ops.pair_scan), _pair_scan(pair_reference.pair_scan), differentiable=False),
     "roc_auc_counts": SelfTest(lambda: _scores(37), _roc(_ops.roc_auc_counts), _roc(reference.roc_auc_counts), differentiable=False),
     "roc_auc_sums": SelfTest(lambda: _scores(37), _roc(_ops.roc_auc_sums, 0.4), _roc(reference.roc_auc_sums, 0.4), differentiable=False),
     "roc_auc_class_sums": SelfTest(
