@@ -226,12 +226,14 @@ NL_CLONES double compare(const Walk<state_t, scalar_t>& given) {
   const Walk<state_t, scalar_t> walk = given;
   double total = 0;
   for (int64_t q = 0; q < walk.queries; ++q) {
+    double row = 0;  // a sum of sums: the rounding of a total of all pairs would grow with their number
     for (int64_t s = 0; s < walk.sources && walk.source_first(s, q); ++s) {
       Carry<state_t> one;
       walk.absorb(one, s);
       one.move(walk.query.place(q), walk.rate);
-      total += walk.answer(one.state, q);
+      row += walk.answer(one.state, q);
     }
+    total += row;
   }
   return total;
 }
