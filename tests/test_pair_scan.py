@@ -118,7 +118,7 @@ class TestOps:
 def test_definition(kind: str, name: str, dtype: torch.dtype) -> None:
     for n in (0, 1, 2, 3, 7, 100, 2000):
         s, y, c, _ = problem(n, kind).values()
-        for coefficient in (None, c.to(dtype), c.abs().to(dtype)):
+        for coefficient in (None, c.to(dtype), c.abs().to(dtype))[: 1 if n == 2000 else 3]:
             for method in METHODS if n < 2000 else ("scan",):
                 check(s.to(dtype), y, coefficient, None, 1, KERNELS[name], method)
 

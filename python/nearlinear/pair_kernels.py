@@ -50,7 +50,9 @@ def evaluate(family: str, kernel: Sequence[float], x: Tensor) -> Tensor:
     scale, constant, slope = kernel[:3]
     degree = (len(kernel) - 3) // 2
     z = torch.exp(-scale * x.abs())
-    above, below = (sum(c * z ** (k + 1) for k, c in enumerate(part)) for part in (kernel[3 : 3 + degree], kernel[3 + degree :]))
+    above, below, power_of_z = torch.zeros_like(z), torch.zeros_like(z), z
+    for a, b in zip(kernel[3 : 3 + degree], kernel[3 + degree :], strict=True):
+        above, below, power_of_z = above + a * power_of_z, below + b * power_of_z, power_of_z * z
     linear = constant + torch.where(x < 0, slope * x, 0) if slope else constant
     return torch.where(x > 0, above, torch.where(x < 0, linear + below, (above + constant + below) / 2))
 
