@@ -4,14 +4,14 @@ TESTS, EDGES = "tests/test_roc_auc.py", "tests/test_roc_auc_edges.py"
 
 TRITON: list[tuple[str, str, str, str]] = []  # the CUDA form is C++
 
-PUBLIC, CHECKS, METRIC = (f"python/nearlinear/{name}.py" for name in ("roc_auc", "roc_auc_checks", "metrics"))
+PUBLIC, METRIC = (f"python/nearlinear/{name}.py" for name in ("roc_auc", "metrics"))
 PYTHON = [
     (PUBLIC, ".masked_fill(twice < 0, torch.nan)", "", f"{EDGES} -k not_a_number"),
     (PUBLIC, "value.masked_fill(~valid, 0)", "value.nan_to_num(0)", f"{EDGES} -k left_out"),
     (PUBLIC, "share = valid * (share", "share = (share", f"{EDGES} -k left_out"),
     (PUBLIC, "last[:-1] = scores[1:] != scores[:-1]", "last[:-1] = True", f"{EDGES} -k zeros"),
     (PUBLIC, "chance = max_fpr * max_fpr / 2", "chance = max_fpr / 2", f"{TESTS} -k 'test_definition and 40'"),
-    (CHECKS, "if target.dtype.is_signed:", "if True:", "tests/test_errors.py -k target"),
+    ("python/nearlinear/sample_checks.py", "if target.dtype.is_signed:", "if True:", "tests/test_errors.py -k target"),
     (METRIC, "value.detach().clone()", "value.detach()", f"{EDGES} -k copies"),
 ]  # fmt: skip
 

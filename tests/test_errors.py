@@ -10,6 +10,7 @@ from typing import Any
 
 import errors_linear
 import errors_pair
+import errors_pairwise
 import errors_roc_auc
 import nearlinear
 import pytest
@@ -198,6 +199,7 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     *errors_linear.ROWS,
     *errors_pair.ROWS,
+    *errors_pairwise.ROWS,
     *errors_roc_auc.ROWS,
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,45 @@ def _pair_scan(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., 
     return outputs
 
 
+def _moments(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
+    def outputs(input: Tensor) -> Sequence[Tensor]:
+        place = torch.arange(len(input), device=input.device)
+        return [function(input, place % 4 == 0, wave(input, 2.0), place % 3, 3, 2.0, -16, 32, 5).to(input.dtype)]
+
+    return outputs
+
+
+def _values(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
+    def outputs(input: Tensor) -> Sequence[Tensor]:
+        place = torch.arange(len(input), device=input.device)
+        table = wave(torch.empty(3, 2, 32, 5, dtype=torch.float64, device=input.device))
+        return [function(input, place % 4 == 0, place % 3, table, 2.0, -16)]
+
+    return outputs
+
+
+def _sums(function: Callable[..., Any], order: list[int]) -> Callable[..., Sequence[Tensor]]:
+    """Bins and scan; the total with its slope, or the potential of an order."""
+
+    def outputs(input: Tensor) -> Sequence[Tensor]:
+        place = torch.arange(len(input), device=input.device)
+        arguments = (input, place % 4 == 0, wave(input, 2.0), place % 3, 3, "logistic", [1.5], *order)
+        options = [] if order else [False]
+        found = [function(*arguments, method, limits, *options) for method, limits in (("bins", [-8.0, 8.0]), ("scan", []))]
+        return found if order else [total.to(input.dtype) for total, _ in found]
+
+    return outputs
+
+
 RANK_TESTS: dict[str, SelfTest] = {
+    "binned_moments": SelfTest(
+        lambda: _scores(37), _moments(_ops.binned_moments), _moments(pair_reference.binned_moments), differentiable=False
+    ),
+    "binned_values": SelfTest(
+        lambda: _scores(37), _values(_ops.binned_values), _values(pair_reference.binned_values), differentiable=False
+    ),
+    "pair_potential": SelfTest(lambda: _scores(37), _sums(_ops.pair_potential, [0]), _sums(pair_reference.pair_potential, [0])),
+    "pairwise_sum": SelfTest(lambda: _scores(37), _sums(_ops.pairwise_sum, []), _sums(pair_reference.pairwise_sum, [])),
     "pair_scan": SelfTest(lambda: _scores(37), _pair_scan(_ops.pair_scan), _pair_scan(pair_reference.pair_scan), differentiable=False),
     "roc_auc_counts": SelfTest(lambda: _scores(37), _roc(_ops.roc_auc_counts), _roc(reference.roc_auc_counts), differentiable=False),
     "roc_auc_sums": SelfTest(lambda: _scores(37), _roc(_ops.roc_auc_sums, 0.4), _roc(reference.roc_auc_sums, 0.4), differentiable=False),

@@ -87,8 +87,8 @@ def _(
 
 
 def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, target, coefficient, group, num_groups, *options, _ = inputs
-    ctx.num_groups, ctx.options = num_groups, options
+    input, target, coefficient, group, num_groups, *options, has_slope = inputs
+    ctx.num_groups, ctx.options, ctx.has_slope = num_groups, options, has_slope
     ctx.save_for_backward(input, target, coefficient, group, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -107,7 +107,8 @@ def _sum_backward(ctx: Any, d_total: Tensor | None, _: Tensor | None) -> tuple[T
         return found
 
     d_input = d_coefficient = None
-    if ctx.needs_input_grad[0] and torch.is_grad_enabled():  # create_graph: the slope is a constant; the potential has a derivative
+    # create_graph: the slope is a constant; the potential has a derivative
+    if ctx.needs_input_grad[0] and (torch.is_grad_enabled() or not ctx.has_slope):
         d_input = _sign(target, input.dtype) * potential(1) * upstream
         d_input = d_input if coefficient is None else d_input * coefficient
     elif ctx.needs_input_grad[0]:
