@@ -33,7 +33,8 @@ PYTHON = [
      f"{MEMORY} -k peak_is_results"),
     # gradients in forward
     (OPS, "through = torch.sigmoid(above)", "through = torch.sigmoid(-above)", f"{FORWARD}::test_error_budget -k focal"),
-    ("python/nearlinear/ops/_register.py", " or torch._C._autograd._get_current_graph_task_keep_graph()", "", f"{RIVALS} -k backward_twice"),
+    ("python/nearlinear/ops/_register.py", " or torch._C._autograd._get_current_graph_task_keep_graph()", "",
+     f"{RIVALS} -k backward_twice"),
     (OPS, "record.slope(nll + gain, num_classes)", "record.slope(nll, num_classes)", f"{FORWARD}::test_error_budget -k focal"),
     (OPS, "if torch.is_grad_enabled():  # create_graph", "if False:  # create_graph", f"{RIVALS} -k double_backward"),
     (OPS, "if not target.is_cuda and (bad", "if False and (bad", f"{RIVALS} -k labels_out_of_range"),
