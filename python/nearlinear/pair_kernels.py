@@ -67,7 +67,7 @@ _QUOTIENTS = (
 
 @lru_cache
 def logistic_coefficients(order: int, degree: int) -> tuple[float, ...]:
-    """a_1 ... a_degree with sum a_k z^k = f(z) on [0, 1]: f = log(1 + z), and the absolute derivatives z / (1 + z), z / (1 + z)^2, ... of it
+    """a_1 ... a_degree with sum a_k z^k = f(z) on [0, 1]: f = log(1 + z), and its absolute derivatives z / (1 + z), z / (1 + z)^2, ...
     by x. f(z) / z is interpolated at Chebyshev nodes, in 60 digits: the error relative to f falls like 5.83^-degree, because the nearest
     singularity is z = -1 (Trefethen 2013, Approximation Theory and Approximation Practice, theorem 8.2)."""
     with localcontext() as context:
