@@ -236,21 +236,72 @@ void walks(policy_t&& policy, Arena& arena, const PairPlan& plan, bool direct, c
   }
 }
 
+// positions of the samples by label, then group, then score, and the line (label and group) of each in that order
 template <typename policy_t, typename scalar_t>
-void pair_scan(policy_t&& policy, Arena& arena, const PairPlan& plan, bool direct, PairSamples<scalar_t> samples, double* total,
-               scalar_t* potential) {
+void sort_lines(policy_t&& policy, Arena& arena, PairSamples<scalar_t> samples, int64_t* position, int64_t* line) {
   using key_t = decltype(ordered_key(scalar_t{}));
-  const int64_t n = samples.count, groups = samples.groups, segments = kZones * (groups + 1);
-  const size_t size = static_cast<size_t>(n);
-  key_t* key = arena.array<key_t>(size);
-  int64_t *position = arena.array<int64_t>(size), *line = arena.array<int64_t>(size), *negatives = arena.array<int64_t>(1);
-  each(policy, n, [=] NL_HD(int64_t i) { key[i] = ordered_key(samples.score[i]), position[i] = i; });
+  const int64_t n = samples.count;
   char* mark = arena.mark();
+  key_t* key = arena.array<key_t>(static_cast<size_t>(n));
+  each(policy, n, [=] NL_HD(int64_t i) { key[i] = ordered_key(samples.score[i]), position[i] = i; });
   thrust::stable_sort_by_key(policy, key, key + n, position);
   arena.release(mark);
   each(policy, n, [=] NL_HD(int64_t i) { line[i] = samples.line_of(position[i]); });
   thrust::stable_sort_by_key(policy, line, line + n, position);
   arena.release(mark);
+}
+
+// of the pairs of which one is infinite, alone or against the other infinity; the pairs at finite distances are the walks'
+template <typename policy_t>
+void far_potential(policy_t&& policy, const SortedPairs& sorted, const SegmentSums& sums, PairLimits slope, double* sum, double* share) {
+  const int64_t *segment = sorted.segment, *negatives = sorted.negatives;
+  each(policy, sorted.count, [=] NL_HD(int64_t i) {
+    const bool positive = i >= *negatives;
+    const int64_t group = segment[i] / kZones, zone = segment[i] % kZones;
+    sum[i] = share[i] = 0;
+    for (int64_t z = 0; z + 1 < kZones; ++z) {
+      const double k = positive ? far_value(slope, zone, z) : far_value(slope, z, zone), m = sums.mass_of(!positive, kZones * group + z);
+      if (k != 0 && m != 0) sum[i] += k * m;
+    }
+  });
+}
+
+template <typename policy_t, typename scalar_t>
+void write_potential(policy_t&& policy, const SortedPairs& sorted, const SegmentSums& sums, int64_t groups, const double* sum,
+                     scalar_t* potential) {
+  const int64_t *segment = sorted.segment, *negatives = sorted.negatives, *position = sorted.position;
+  each(policy, sorted.count, [=] NL_HD(int64_t i) {
+    const bool positive = i >= *negatives;
+    const int64_t group = segment[i] / kZones;
+    const bool alone = group == groups || !sums.any(!positive, group);
+    const bool nan = segment[i] % kZones == kZones - 1 || sums.poisoned(group);
+    potential[position[i]] = alone ? scalar_t(0) : nan ? static_cast<scalar_t>(NAN) : static_cast<scalar_t>(sum[i]);
+  });
+}
+
+// lines: the walks' shares of each line
+template <typename policy_t>
+void write_total(policy_t&& policy, const SegmentSums& sums, PairLimits value, int64_t groups, const double* lines, double* total) {
+  each(policy, groups, [=] NL_HD(int64_t g) {
+    double found = lines[g] + lines[groups + 1 + g];
+    for (int64_t a = 0; a + 1 < kZones; ++a) {
+      for (int64_t b = 0; b + 1 < kZones; ++b) {
+        const double k = far_value(value, a, b), p = sums.mass_of(true, kZones * g + a), q = sums.mass_of(false, kZones * g + b);
+        if (k != 0 && p != 0 && q != 0) found += k * p * q;
+      }
+    }
+    const bool pairs = sums.any(true, g) && sums.any(false, g);
+    total[g] = !pairs ? 0.0 : sums.poisoned(g) ? static_cast<double>(NAN) : found;
+  });
+}
+
+template <typename policy_t, typename scalar_t>
+void pair_scan(policy_t&& policy, Arena& arena, const PairPlan& plan, bool direct, PairSamples<scalar_t> samples, double* total,
+               scalar_t* potential) {
+  const int64_t n = samples.count, groups = samples.groups, segments = kZones * (groups + 1);
+  const size_t size = static_cast<size_t>(n);
+  int64_t *position = arena.array<int64_t>(size), *line = arena.array<int64_t>(size), *negatives = arena.array<int64_t>(1);
+  sort_lines(policy, arena, samples, position, line);
   int64_t* segment = arena.array<int64_t>(size);
   double *place = arena.array<double>(size), *coefficient = arena.array<double>(size), *sum = arena.array<double>(size);
   double* share = arena.array<double>(size);
@@ -274,41 +325,14 @@ void pair_scan(policy_t&& policy, Arena& arena, const PairPlan& plan, bool direc
   sums_at_ends(policy, arena, sorted, line, head, sum, segment_line, 2 * segments, mass);
   sums_at_ends(policy, arena, sorted, line, head, share, segment_line, 2 * segments, number);
   const SegmentSums sums{mass, number, segments};
-  const PairLimits value = plan.value, slope = plan.potential;
-  each(policy, n, [=] NL_HD(int64_t i) {
-    const bool positive = i >= *negatives;
-    const int64_t group = segment[i] / kZones, zone = segment[i] % kZones;
-    sum[i] = share[i] = 0;
-    for (int64_t z = 0; z + 1 < kZones; ++z) {
-      const double k = positive ? far_value(slope, zone, z) : far_value(slope, z, zone), m = sums.mass_of(!positive, kZones * group + z);
-      if (k != 0 && m != 0) sum[i] += k * m;
-    }
-  });
+  far_potential(policy, sorted, sums, plan.potential, sum, share);
   dispatch_state(plan, [&](auto state) { walks<decltype(state)>(policy, arena, plan, direct, sorted); });
-  if (potential != nullptr) {
-    each(policy, n, [=] NL_HD(int64_t i) {
-      const bool positive = i >= *negatives;
-      const int64_t group = segment[i] / kZones;
-      const bool alone = group == groups || !sums.any(!positive, group);
-      const bool nan = segment[i] % kZones == kZones - 1 || sums.poisoned(group);
-      potential[position[i]] = alone ? scalar_t(0) : nan ? static_cast<scalar_t>(NAN) : static_cast<scalar_t>(sum[i]);
-    });
-  }
+  if (potential != nullptr) write_potential(policy, sorted, sums, groups, sum, potential);
   if (total == nullptr) return;
   const auto group_line = [=] NL_HD(int64_t i) { return segment[i] / kZones + (i < *negatives ? 0 : groups + 1); };
   double* lines = arena.array<double>(static_cast<size_t>(2 * (groups + 1)));
   sums_at_ends(policy, arena, sorted, line, head, share, group_line, 2 * (groups + 1), lines);
-  each(policy, groups, [=] NL_HD(int64_t g) {
-    double found = lines[g] + lines[groups + 1 + g];
-    for (int64_t a = 0; a + 1 < kZones; ++a) {
-      for (int64_t b = 0; b + 1 < kZones; ++b) {
-        const double k = far_value(value, a, b), p = sums.mass_of(true, kZones * g + a), q = sums.mass_of(false, kZones * g + b);
-        if (k != 0 && p != 0 && q != 0) found += k * p * q;
-      }
-    }
-    const bool pairs = sums.any(true, g) && sums.any(false, g);
-    total[g] = !pairs ? 0.0 : sums.poisoned(g) ? static_cast<double>(NAN) : found;
-  });
+  write_total(policy, sums, plan.value, groups, lines, total);
 }
 
 }  // namespace nearlinear::algo

@@ -203,7 +203,7 @@ class PairwiseAUCLoss(nn.Module):
         self, *, surrogate: str | Surrogate = "logistic", margin: float | None = None, scale: float | None = None,
         num_groups: int | None = None, num_levels: int | None = None, max_fpr: float | None = None, min_tpr: float | None = None,
         reduction: str = "mean", process_group: ProcessGroup | None = None, method: str = "auto",
-        score_range: tuple[float, float] | None = None,
+        score_range: tuple[float, float] | None = None, return_valid: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         name = type(self).__name__
@@ -212,16 +212,16 @@ class PairwiseAUCLoss(nn.Module):
         check_options(name, record, None, num_levels, max_fpr, min_tpr, reduction, score_range, None)
         self.options: dict[str, Any] = {
             "surrogate": record, "num_groups": num_groups, "num_levels": num_levels, "max_fpr": max_fpr, "min_tpr": min_tpr,
-            "reduction": reduction, "method": method, "score_range": score_range,
+            "reduction": reduction, "method": method, "score_range": score_range, "return_valid": return_valid,
         }  # fmt: skip
         self.process_group = process_group
 
-    def forward(self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None, group: Tensor | None = None) -> Tensor:
-        loss = pairwise_auc_loss(
+    def forward(
+        self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None, group: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return pairwise_auc_loss(
             input, target, sample_weight=sample_weight, group=group, process_group=self.process_group, **self.options
         )  # fmt: skip
-        assert isinstance(loss, Tensor)
-        return loss
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.options.items() if value is not None)

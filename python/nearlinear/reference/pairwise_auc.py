@@ -3,51 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import pair_kernels
+from ..pairwise_checks import check_samples
 from ..surrogates import KERNELS, Surrogate, get_surrogate
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["binned_moments", "binned_values", "pair_potential", "pair_scan", "pairwise_auc_loss", "pairwise_sum"]
 
 
 def pairwise_auc_loss(
     input: Tensor, target: Tensor, *, surrogate: str | Surrogate = "logistic", margin: float | None = None, scale: float | None = None,
-    sample_weight: Tensor | None = None, group: Tensor | None = None, num_levels: int | None = None, max_fpr: float | None = None,
-    min_tpr: float | None = None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
-    """Scores [N] and labels, with the options of :func:`nearlinear.pairwise_auc_loss`; groups in ascending order of their ids."""
+    sample_weight: Tensor | None = None, group: Tensor | None = None, num_groups: int | None = None, num_levels: int | None = None,
+    max_fpr: float | None = None, min_tpr: float | None = None, reduction: str = "mean", process_group: ProcessGroup | None = None,
+    method: str = "auto", score_range: tuple[float, float] | None = None, return_valid: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """On one process; ``method`` and ``score_range`` do not change what it is."""
     record = get_surrogate(surrogate, "pairwise_auc_loss", margin=margin, scale=scale)
-    weight = torch.ones_like(input) if sample_weight is None else sample_weight.to(input.dtype)
-    ids = torch.zeros_like(target, dtype=torch.int64) if group is None else group
-    levels = (target == 1).long() if num_levels is None else target
+    x = check_samples("pairwise_auc_loss", input, target, sample_weight, group, num_groups, num_levels).flat()
+    weights = torch.ones_like(x.input) if x.weight is None else x.weight
+    ids = torch.zeros_like(x.positive, dtype=torch.int64) if x.group is None else x.group
+    levels = x.positive.long() if x.level is None else x.level
     if max_fpr is not None:
-        weight = torch.where(levels == 0, weight * _hardest(input, weight * (levels == 0), ids, max_fpr), weight)
+        weights = torch.where(levels == 0, weights * _hardest(x.input, weights * (levels == 0), ids, max_fpr), weights)
     if min_tpr is not None:
-        weight = torch.where(levels == 1, weight * _hardest(-input, weight * (levels == 1), ids, 1 - min_tpr), weight)
+        weights = torch.where(levels == 1, weights * _hardest(-x.input, weights * (levels == 1), ids, 1 - min_tpr), weights)
     totals, masses = [], []
-    for one in ids.unique():
-        here = (ids == one) & (weight != 0)
-        s, w, y = input[here], weight[here], levels[here]
+    for one in range(x.num_groups):
+        here = (ids == one) & (weights != 0)
+        s, w, y = x.input[here], weights[here], levels[here]
         # equal infinities are ties; the difference of other equal scores has a gradient
-        x = torch.where((s[:, None] == s) & s.isinf(), 0, s[:, None] - s)
-        pair = torch.where(y[:, None] > y, w[:, None] * w, 0)
-        losses = torch.where(y[:, None] > y, record.value(x), 0)
-        terms = torch.where(pair > 0, losses * pair, 0).sum()
-        totals.append(terms.log() if record.name == "log_exponential" and pair.any() else terms)
-        masses.append(pair.sum())
-    total, mass = torch.stack(totals), torch.stack(masses)
+        difference = torch.where((s[:, None] == s) & s.isinf(), 0, s[:, None] - s)
+        pairs = torch.where(y[:, None] > y, w[:, None] * w, 0)
+        total = torch.where(pairs > 0, record.value(difference) * pairs, 0).sum()
+        totals.append(total.log() if record.name == "log_exponential" and pairs.any() else total)
+        masses.append(pairs.sum())
+    total, mass = (torch.stack(parts) if parts else x.input.new_zeros(0) for parts in (totals, masses))
     valid = mass > 0
-    if reduction == "sum":
-        return total.sum()
-    if reduction == "weighted":
-        return total.sum() / mass.sum().clamp(min=torch.finfo(mass.dtype).tiny)
     means = torch.where(valid, record.mean(total, torch.where(valid, mass, 1)), 0)
-    if reduction == "none":
-        return means if group is not None else means.squeeze(0)
-    return means.sum() / valid.sum().clamp(min=1)
+    loss = {
+        "sum": total.sum(),
+        "weighted": total.sum() / torch.where(valid.any(), mass.sum(), 1),
+        "none": means.view(x.shape),
+        "mean": means.sum() / valid.sum().clamp(min=1),
+    }[reduction]
+    return (loss, valid.view(x.shape)) if return_valid else loss
 
 
 def _hardest(scores: Tensor, weight: Tensor, ids: Tensor, share: float) -> Tensor:
@@ -101,6 +107,7 @@ def pair_scan(
     input: Tensor, target: Tensor, coefficient: Tensor | None, group: Tensor | None, num_groups: int, family: str, value: Sequence[float],
     potential: Sequence[float], method: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Sum over the pairs of each group of value(x), and for each sample that of potential(x) over its partners."""
     c = torch.ones_like(input) if coefficient is None else coefficient
     p, q, x, together = _pairs(input, target, group)
 
@@ -132,6 +139,7 @@ def binned_moments(
     input: Tensor, target: Tensor, coefficient: Tensor | None, group: Tensor | None, num_groups: int, inv_width: float, first_bin: int,
     bins: int, terms: int,
 ) -> Tensor:  # fmt: skip
+    """Sums of c T_k(t) of each group, label and bin."""
     place, t = _place(input, inv_width, first_bin)
     channel = target.long() if group is None else 2 * group + target
     rows = _chebyshev(t, terms) * (1.0 if coefficient is None else coefficient.double()[:, None])
@@ -140,6 +148,7 @@ def binned_moments(
 
 
 def binned_values(input: Tensor, target: Tensor, group: Tensor | None, table: Tensor, inv_width: float, first_bin: int) -> Tensor:
+    """The expansion of each sample's bin, at its place there."""
     place, t = _place(input, inv_width, first_bin)
     rows = table[0 if group is None else group, target.long(), place]
     return (rows * _chebyshev(t, table.shape[-1])).sum(-1).to(input.dtype)

@@ -8,29 +8,30 @@ from torch import Tensor
 __all__ = ["lambda_rank_loss", "sigmoid_rank", "smooth_average_precision_loss"]
 
 
-def sigmoid_rank(input: Tensor, *, temperature: float, group: Tensor | None = None) -> Tensor:
+def sigmoid_rank(input: Tensor, *, temperature: float, group: Tensor | None = None, num_groups: int | None = None) -> Tensor:
     return 1 + (_wins(input, temperature) * _others(input, group)).sum(1)
 
 
 def smooth_average_precision_loss(
-    input: Tensor, target: Tensor, *, temperature: float = 0.01, group: Tensor | None = None, reduction: str = "mean"
-) -> Tensor:
+    input: Tensor, target: Tensor, *, temperature: float = 0.01, group: Tensor | None = None, num_groups: int | None = None,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
     positive = target == 1
     wins = _wins(input, temperature) * _others(input, group)
     precision = (1 + wins[:, positive].sum(1)) / (1 + wins.sum(1))
-    ids = torch.zeros_like(target, dtype=torch.int64) if group is None else group
-    lists = [precision[positive & (ids == one)] for one in ids.unique()]
+    ids, count = _lists(target, group, num_groups)
+    lists = [precision[positive & (ids == one)] for one in range(count)]
     losses = torch.stack([1 - found.mean() if len(found) else input.new_zeros(()) for found in lists])
     return _reduced(losses, [len(found) > 0 for found in lists], reduction)
 
 
 def lambda_rank_loss(
     input: Tensor, target: Tensor, *, num_levels: int, k: int | None = None, sigma: float = 1.0, gain: str = "exponential",
-    group: Tensor | None = None, reduction: str = "mean",
+    group: Tensor | None = None, num_groups: int | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    ids = torch.zeros_like(target) if group is None else group
     losses, valid = [], []
-    for one in ids.unique():
+    ids, count = _lists(target, group, num_groups)
+    for one in range(count):
         s, y = input[ids == one], target[ids == one]
         n, gains = len(s), (2.0**y - 1 if gain == "exponential" else y).to(input.dtype)
         place = torch.arange(1, n + 1, device=s.device)
@@ -43,8 +44,18 @@ def lambda_rank_loss(
         weight = torch.where(y[:, None] > y, (gains[:, None] - gains) * (d[:, None] - d).abs(), 0)
         loss = (weight * torch.logaddexp(-sigma * x, torch.zeros_like(x))).sum()
         losses.append(loss / torch.where(best > 0, best, 1))
-        valid.append(bool(y.min() < y.max()))
+        valid.append(len(y.unique()) > 1)
     return _reduced(torch.stack(losses), valid, reduction)
+
+
+def _lists(target: Tensor, group: Tensor | None, num_groups: int | None) -> tuple[Tensor, int]:
+    """The list of each sample, from 0, and the number of lists."""
+    if group is None:
+        return torch.zeros_like(target, dtype=torch.int64), 1
+    if num_groups is not None:
+        return group, num_groups
+    ids, place = group.unique(return_inverse=True)
+    return place, len(ids)
 
 
 def _wins(input: Tensor, temperature: float) -> Tensor:
