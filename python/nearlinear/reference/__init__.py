@@ -1,7 +1,19 @@
 """Eager definitions of every op and loss: oracle in float64, baseline in native dtype."""
 
-from . import cross_entropy, distance, kl_logit, linear_cross_entropy, linear_kl_logit, pair_loss, pairwise_auc, roc_auc, sface
+from . import (
+    cross_entropy,
+    distance,
+    kl_logit,
+    linear_cross_entropy,
+    linear_kl_logit,
+    linear_mw,
+    pair_loss,
+    pairwise_auc,
+    roc_auc,
+    sface,
+)
 
 __all__ = [
-    "cross_entropy", "distance", "kl_logit", "linear_cross_entropy", "linear_kl_logit", "pair_loss", "pairwise_auc", "roc_auc", "sface",
+    "cross_entropy", "distance", "kl_logit", "linear_cross_entropy", "linear_kl_logit", "linear_mw", "pair_loss", "pairwise_auc", "roc_auc",
+    "sface",
 ]  # fmt: skip
