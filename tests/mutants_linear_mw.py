@@ -13,6 +13,7 @@ PYTHON = [
     (OP, "slope.t(), q, first=False", "slope.t(), q, first=True", f"{TESTS} -k 'budget and tiles'"),
     (OP, "table[:, 0].neg_()", "table[:, 1].neg_()", f"{TESTS} -k 'budget and pair'"),
     (OP, "_SLACK = 1 + 1 / 64", "_SLACK = 1 - 1 / 64", f"{TESTS} -k ends"),
+    (OP, "(most + 1 / 64)", "most", f"{TESTS} -k underflow"),
     (OP, "d_document.mul_(factor)", "d_document.mul_(d_total)", f"{TESTS} -k 'budget and pair'"),
     (OP, "if not math.isfinite(most) and not", "if not math.isfinite(most) and", f"{TESTS} -k finite"),
     (OP, "torch.autograd.grad(total, leaves, d_total.view(1)", "torch.autograd.grad(total, leaves, torch.ones_like(total)",

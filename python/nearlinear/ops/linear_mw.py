@@ -1,13 +1,12 @@
 """Sums over the pairs of a diagonal score and any other one, of two sets of embeddings, as ops. Schemas: csrc/schema.cpp.
 
-    tile = q_r d^T                                 one matrix product: the scores of some queries with every document
+    tile = q_r d^T / temperature                   one matrix product: the scores of some queries with every document
     A += moments of the tile                       binned_moments: of the diagonal, of the other scores
     total = <A_diagonal, V>                        V = the potentials of pair_bins.py, between bins
     tile again <- slope of the total               binned_values
-    d_q_r = tile d;  d_d += tile^T q_r
+    d_q_r = tile d / temperature;  d_d += tile^T q_r / temperature
 
-The bins are those of all scores that embeddings of such lengths can have. The temperature is the scale of the surrogate: no pass over a
-tile is spent on it.
+The bins are those of all scores that embeddings of such lengths can have.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ _ops = torch.ops.nearlinear
 _KEY = "CompositeExplicitAutograd"
 _NAME = "linear_mw_loss"
 _ROWS = {"cpu": 256, "cuda": 4096}  # beyond, the products gain nothing
-_BINS = 4098  # at most, of 512 / scale of scores: a shape must not depend on values
-_SLACK = 1 + 1 / 64  # a product's rounding may carry a score beyond the bound, most of all with matmul precision "medium"
+_BINS = 2050  # at most, of 512 of scores: a shape must not depend on values
+_LOGISTIC = Logistic()
+_SLACK = 1 + 1 / 64  # rounding may carry a score beyond the bound, most with matmul precision "medium"
 
 
 class _Scores:
     """The scores of one call, a tile of rows at a time."""
 
-    def __init__(self, query: Tensor, document: Tensor, limit: int | None) -> None:
-        self.query, self.wide = query, stats_dtype(query)
+    def __init__(self, query: Tensor, document: Tensor, inv_temperature: float, limit: int | None) -> None:
+        self.query, self.wide, self.inv_temperature = query, stats_dtype(query), inv_temperature
         # 16-bit operands are multiplied as they are on CUDA, with a float32 result; elsewhere they are converted
         self.native = query.dtype == self.wide or query.is_cuda
         self.step = self._rows(query, document, limit)
@@ -57,13 +57,15 @@ class _Scores:
     def tiles(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Rows, their queries, their scores as a line, and which of these are on the diagonal."""
         columns = len(self.document)
+        options = {"out_dtype": self.wide} if self.native and self.query.dtype != self.wide else {}
         buffer = self.query.new_empty(self.step * columns, dtype=self.wide)
         own = torch.zeros(self.step * columns, dtype=torch.bool, device=self.query.device)
         for begin in range(0, len(self.query), self.step):
             rows = slice(begin, min(begin + self.step, len(self.query)))
             q = self.query[rows] if self.native else self.query[rows].to(self.wide)
             line, mark = (t[: len(q) * columns] for t in (buffer, own))
-            product_into(line.view(len(q), columns), q, self.document.t(), first=True)
+            tile = line.view(len(q), columns)
+            torch.addmm(tile, q, self.document.t(), beta=0, alpha=self.inv_temperature, out=tile, **options)
             diagonal = mark.view(len(q), columns).diagonal(begin)
             diagonal.fill_(True)
             yield rows, q, line, mark
@@ -71,7 +73,7 @@ class _Scores:
 
 
 def _bound(query: Tensor, document: Tensor) -> Tensor:
-    """Largest magnitude of a score, float64."""
+    """Largest magnitude of a product, float64."""
     if not query.numel() or not document.numel():
         return query.new_zeros((), dtype=torch.float64)
     lengths = [torch.linalg.vector_norm(x, dim=1, dtype=stats_dtype(x)).amax().double() for x in (query, document)]
@@ -80,14 +82,15 @@ def _bound(query: Tensor, document: Tensor) -> Tensor:
 
 def _grid(query: Tensor, document: Tensor, bound: Tensor, inv_temperature: float) -> pair_bins.Grid | None:
     """The bins of the scores within the bound, which is read on the CPU; None if an embedding is not finite."""
-    most = float(bound)
+    most = float(bound) * inv_temperature
     if not math.isfinite(most) and not (query.isfinite().all() and document.isfinite().all()):
         return None
     wide, count = stats_dtype(query), len(query) * len(document)
-    grid = pair_bins.Grid.over(-most * _SLACK, most * _SLACK, inv_temperature, wide, count)
+    end = (most + 1 / 64) * _SLACK  # lengths underflow where a score is not 0 yet
+    grid = pair_bins.Grid.over(-end, end, _LOGISTIC.scale, wide, count)
     if grid is None:
         raise ValueError(
-            f"{_NAME}: max |query| max |document| / temperature must be <= {256 / _SLACK:.0f}, got {most * inv_temperature:.4g}; use "
+            f"{_NAME}: max |query| max |document| / temperature must be <= {256 / _SLACK:.0f}, got {most:.4g}; use "
             "rows of unit length or a larger temperature"
         )
     return grid
@@ -101,7 +104,7 @@ def _(
     query: Tensor, document: Tensor, inv_temperature: float, max_workspace_bytes: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     with torch.autocast(query.device.type, enabled=False):
-        scores, bound = _Scores(query, document, max_workspace_bytes), _bound(query, document)
+        scores, bound = _Scores(query, document, inv_temperature, max_workspace_bytes), _bound(query, document)
         padded = _padded(query)
         grid = _grid(query, document, bound, inv_temperature)
         if grid is None:
@@ -109,7 +112,7 @@ def _(
         moments = padded[:, :, : grid.bins, : grid.terms]
         for _, _, line, own in scores.tiles():
             moments += _ops.binned_moments(line, own, None, None, 1, *grid.arguments)
-        table = pair_bins.potentials(Logistic(inv_temperature).analytic(0), grid, moments)
+        table = pair_bins.potentials(_LOGISTIC.analytic(0), grid, moments)
         return (moments[:, 1] * table[:, 1]).sum(), padded, bound
 
 
@@ -129,18 +132,18 @@ def _(
     max_workspace_bytes: int | None, wants: list[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     with torch.autocast(query.device.type, enabled=False):
-        scores = _Scores(query, document, max_workspace_bytes)
+        scores = _Scores(query, document, inv_temperature, max_workspace_bytes)
         grid = _grid(query, document, bound, inv_temperature)
         d_query = torch.empty_like(query) if wants[0] else query.new_empty(0)
         d_document = torch.zeros_like(document, dtype=scores.wide) if wants[1] else document.new_zeros(0, dtype=scores.wide)
         if grid is None:
             return d_query.fill_(torch.nan), d_document.fill_(torch.nan).to(query.dtype)
-        table = pair_bins.potentials(Logistic(inv_temperature).analytic(1), grid, moments[:, :, : grid.bins, : grid.terms])
+        table = pair_bins.potentials(_LOGISTIC.analytic(1), grid, moments[:, :, : grid.bins, : grid.terms])
         table[:, 0].neg_()
         # slopes of at most 1 before their products: those of 16 bits neither overflow nor vanish
         largest = table.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
         table /= largest
-        factor = d_total * largest
+        factor = d_total * largest * inv_temperature
         for rows, q, line, own in scores.tiles():
             slope = _ops.binned_values(line, own, None, table, grid.inv_width, grid.first).view(len(q), len(document)).to(q.dtype)
             if wants[0]:
@@ -178,10 +181,9 @@ def _gradient(
 ) -> list[Tensor]:  # fmt: skip
     """The two gradients in differentiable torch: all scores are stored."""
     q, d = (x.to(stats_dtype(query)) for x in (query, document))
-    scores = q @ d.t()
+    scores = q @ d.t() * inv_temperature
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device).flatten()
-    surrogate = Logistic(inv_temperature)
-    total = _ops.pairwise_sum(scores.flatten(), own, None, None, 1, surrogate.name, surrogate.params, "auto", [], False)[0]
+    total = _ops.pairwise_sum(scores.flatten(), own, None, None, 1, _LOGISTIC.name, _LOGISTIC.params, "auto", [], False)[0]
     leaves = [x for x, wanted in zip((query, document), wants, strict=True) if wanted]
     found = iter(torch.autograd.grad(total, leaves, d_total.view(1), create_graph=True))
     return [next(found) if wanted else query.new_zeros(0) for wanted in wants]
