@@ -1,5 +1,5 @@
-"""In-batch Mann-Whitney loss of unit rows. The rivals hold every pair of a positive and a negative score, (B, B (B - 1)): the second size
-is none for them. The limit is the matrix products alone, in the same run: one forward, and the backward's two gradients."""
+"""In-batch Mann-Whitney loss of unit rows. The rivals visit every pair of a positive and a negative score, and eager holds them all,
+(B, B (B - 1)). The limit is the matrix products alone, in the same run: one forward, and the backward's two gradients."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ register(
         definition=definition,
         baselines={"eager": Baseline(eager), "compiled": compiled(static)},
         inputs=inputs,
-        sizes={"cpu": [{"B": 384, "D": 64}, {"B": 4096, "D": 64}], "cuda": [{"B": 512, "D": 768}, {"B": 8192, "D": 768}]},
+        sizes={"cpu": [{"B": 384, "D": 64}, {"B": 1024, "D": 64}], "cuda": [{"B": 512, "D": 768}, {"B": 2048, "D": 768}]},
         tiny={"B": 12, "D": 5},
         bytes=floor,
         moved=moved,
