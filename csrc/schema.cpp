@@ -158,4 +158,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
   m.def(
       "pair_potential(Tensor input, Tensor target, Tensor coefficient, Tensor? group, int num_groups, str surrogate, "
       "float[] surrogate_params, int order, str method, float[] score_range) -> Tensor");
+  // query [B, D], document [M, D], M >= B: the pairs of a diagonal score and any other one of query document^T, whatever their rows, their
+  // moments and the bound of the scores that the bins are of: python/nearlinear/ops/linear_mw.py
+  m.def(
+      "linear_mw_sum(Tensor query, Tensor document, float inv_temperature, int? max_workspace_bytes=None) -> (Tensor total, "
+      "Tensor moments, Tensor bound)");
+  m.def(
+      "linear_mw_sum_backward(Tensor d_total, Tensor query, Tensor document, Tensor moments, Tensor bound, float inv_temperature, "
+      "int? max_workspace_bytes, bool[] wants) -> (Tensor d_query, Tensor d_document)");
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import errors_linear
+import errors_mw
 import errors_pair
 import errors_pairwise
 import errors_roc_auc
@@ -198,6 +199,7 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         f"CrossEntropyLoss: row_loss must be a RowLoss or one of {sorted(row_losses.ROW_LOSSES)}, got 3",
     ),
     *errors_linear.ROWS,
+    *errors_mw.ROWS,
     *errors_pair.ROWS,
     *errors_pairwise.ROWS,
     *errors_roc_auc.ROWS,
@@ -260,6 +262,7 @@ def literals(node: ast.AST) -> list[str]:
         nearlinear.distance_matrix,
         nearlinear.kl_logit_loss,
         nearlinear.linear_cross_entropy,
+        nearlinear.linear_mw_loss,
         nearlinear.plan,
         nearlinear.roc_auc_score,
         nearlinear.RocAUC,

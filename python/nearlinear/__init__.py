@@ -55,6 +55,7 @@ from .heads import (
 from .kl_logit import JSLogitLoss, KLLogitLoss, js_logit_loss, kl_logit_loss
 from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from .linear_kl_logit import LinearJSLogitLoss, LinearKLLogitLoss, linear_js_logit_loss, linear_kl_logit_loss
+from .linear_mw import LinearMWLoss, linear_mw_loss
 from .linear_plan import Plan, plan
 from .logit_maps import Scale, SoftCap
 from .metrics import RocAUC
@@ -117,6 +118,7 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "LinearJSLogitLoss",
     "LinearKLLogitLoss",
+    "LinearMWLoss",
     "MAELoss",
     "Manhattan",
     "Minkowski",
@@ -165,6 +167,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_js_logit_loss",
     "linear_kl_logit_loss",
+    "linear_mw_loss",
     "logit_maps",
     "mae_loss",
     "multi_similarity_loss",

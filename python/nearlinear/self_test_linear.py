@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .reference import linear_cross_entropy as reference
-from .self_test_cases import HARD, SOFT, SelfTest, class_weight, head, labels, probabilities, upstream
+from .reference import linear_mw as mw_reference
+from .self_test_cases import HARD, SOFT, SelfTest, class_weight, head, labels, probabilities, upstream, wave
 
 __all__ = ["LINEAR_TESTS"]
 
@@ -64,6 +65,25 @@ def _linear_soft_gradient(*leaves: Tensor) -> Sequence[Tensor]:
     return torch.autograd.grad(outputs, leaves, upstream(leaves[0], 3), create_graph=True)
 
 
+def _mw_sum(query: Tensor, document: Tensor) -> Sequence[Tensor]:
+    return _ops.linear_mw_sum(query, document, 2.0)[:1]
+
+
+def _mw_definition(query: Tensor, document: Tensor) -> Sequence[Tensor]:
+    return [mw_reference.linear_mw_sum(query, document, 2.0)]
+
+
+def _mw_sum_backward(query: Tensor, document: Tensor) -> Sequence[Tensor]:
+    with torch.no_grad():
+        total, *known = _ops.linear_mw_sum(query, document, 2.0)
+    return list(_ops.linear_mw_sum_backward(wave(total), query, document, *known, 2.0, None, [True, True]))
+
+
+def _mw_gradient(*leaves: Tensor) -> Sequence[Tensor]:
+    outputs = _mw_definition(*leaves)
+    return torch.autograd.grad(outputs, leaves, wave(outputs[0]).detach(), create_graph=True)
+
+
 LINEAR_TESTS: dict[str, SelfTest] = {
     "linear_logit_stats": SelfTest(head, _linear_stats(_ops.linear_logit_stats), _linear_stats(reference.linear_logit_stats)),
     "linear_logit_stats_backward": SelfTest(head, _linear_stats_backward, _linear_stats_gradient),
@@ -73,5 +93,7 @@ LINEAR_TESTS: dict[str, SelfTest] = {
         _linear_soft(reference.linear_soft_logit_stats),
     ),
     "linear_soft_logit_stats_backward": SelfTest(lambda: [*head(), probabilities()], _linear_soft_backward, _linear_soft_gradient),
+    "linear_mw_sum": SelfTest(lambda: head()[:2], _mw_sum, _mw_definition),
+    "linear_mw_sum_backward": SelfTest(lambda: head()[:2], _mw_sum_backward, _mw_gradient),
     "linear_row_loss": SelfTest(head, _linear_loss(_ops.linear_row_loss), _linear_loss(reference.linear_row_loss)),
 }
