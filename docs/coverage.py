@@ -67,7 +67,7 @@ PAPERS = tuple(Paper(*row) for row in (
     ("Neural Execution Engines: Learning to Execute Subroutines",
      "Yan et al. 2020", "2006.08084", "tensor attention", "example", "planned"),
     ("Optimizing What Matters: AUC-Driven Learning for Robust Neural Retrieval (MW)",
-     "Sheikholeslami et al. 2025", "2510.00137", "pairwise", "pairwise_auc_loss, linear_mw_loss", "planned"),
+     "Sheikholeslami et al. 2025", "2510.00137", "pairwise", "pairwise_auc_loss", "done"),
     ("Learning Theory Can (Sometimes) Explain Generalisation in Graph Neural Networks",
      "Esser, Vankadara, Ghoshdastidar 2021", "2112.03968", "none", "example", "planned"),
     ("SuSana Distancia is all you need: Enforcing class separability in metric learning via two novel "
