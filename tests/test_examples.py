@@ -64,6 +64,20 @@ def test_face_recognition(tmp_path: Path) -> None:
     assert accuracies[-1] > 30, accuracies
 
 
+def test_auc_training(tmp_path: Path) -> None:
+    text = run("auc_training", tmp_path / "out.png")
+    assert "the two forms of the loss agree" in text
+
+    def aucs(name: str) -> list[float]:
+        return [float(line[24:].split()[0]) for line in text.splitlines() if line.startswith(name)]
+
+    *small, clicks = aucs("BCE")
+    assert len(small) == 2
+    assert min(small) > 0.95, small
+    assert aucs("all pairs, nearlinear") == pytest.approx(aucs("all pairs, eager"), abs=1e-3)
+    assert aucs("AUC within users")[0] > clicks + 5, "who clicks much does not order the list of a user"
+
+
 def test_the_tolerance_of_the_curves_sees_a_wrong_gradient() -> None:
     demo = load("language_model")
     ids, num_classes = demo.standard_library(10_000)

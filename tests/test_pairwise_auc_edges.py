@@ -18,7 +18,7 @@ from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
 RECORDS = {name: record() for name, record in surrogates.SURROGATES.items()}
-METHODS = [(name, method) for name, record in RECORDS.items() for method in record.methods]
+METHODS = [(name, method) for name, record in RECORDS.items() for method in ("auto", *record.methods)]
 each_method = pytest.mark.parametrize(("name", "method"), METHODS)
 
 

@@ -104,7 +104,7 @@ class PairwiseAUCAccumulator:
         dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         record = get_surrogate(surrogate, _NAME, scale=scale)
-        fits = isinstance(record, LogisticFamily) and record.methods[0] == "auto"
+        fits = isinstance(record, LogisticFamily) and record.methods[0] == "bins"
         require(fits, ValueError, _NAME, f"surrogate must be 'logistic' or 'sigmoid', got {record.name!r}")
         assert isinstance(record, LogisticFamily)
         require(dtype in (torch.float32, torch.float64), TypeError, _NAME, f"dtype must be float32 or float64, got {dtype}")

@@ -228,7 +228,7 @@ class LogisticFamily(Surrogate):
     """Softplus of ``-scale x`` or a derivative of it: exponentials alone from a short distance on."""
 
     scale: float = 1.0
-    methods: ClassVar[tuple[str, ...]] = ("auto", "bins", "scan", "direct")
+    methods: ClassVar[tuple[str, ...]] = ("bins", "scan", "direct")
     first: ClassVar[int]  # which derivative of softplus it is
 
     def __post_init__(self) -> None:
@@ -236,6 +236,8 @@ class LogisticFamily(Surrogate):
 
     def _number(self, order: int) -> tuple[int, float]:
         """The derivative of softplus(-x), and its factor, that the derivative of this order of the surrogate is."""
+        if self.first + order > 3:
+            raise NotImplementedError(f"{self.name}: its derivative of order {order} is not implemented")
         return self.first + order, self.scale**order * (-1) ** self.first
 
     def kernel(self, order: int, dtype: torch.dtype) -> tuple[str, list[float]]:
