@@ -82,7 +82,7 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (loss(score_range=(1, 0)), ValueError, P + "score_range must be finite (low, high), got (1, 0)"),
     (
         loss(input=S + 1000 * Y, method="bins"), ValueError,
-        "pairwise_auc_loss: method='bins' needs scores within 512 / scale of each other, got 0 to 1000; use method='scan'",
+        "pairwise_auc_loss: method must not be 'bins' for scores more than 512 / scale apart, got 0 to 1000; use 'scan'",
     ),
     (
         lambda: nearlinear.PairwiseAUCLoss(margin=1.0), ValueError,

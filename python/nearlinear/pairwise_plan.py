@@ -63,7 +63,7 @@ def choose_grid(surrogate: Surrogate, input: Tensor, num_groups: int, method: st
     if method == "bins":
         if grid is None:
             raise ValueError(
-                f"pairwise_auc_loss: method='bins' needs scores within 512 / scale of each other, got {low:g} to {high:g}; use method='scan'"
+                f"pairwise_auc_loss: method must not be 'bins' for scores more than 512 / scale apart, got {low:g} to {high:g}; use 'scan'"
             )
         return grid
     return grid if grid is not None and 4 * num_groups * grid.bins <= input.numel() else None
