@@ -33,6 +33,10 @@ class Implementation:
     reason: str = ""
 
 
+# kernels that several families sum with have a file of their own; the others that of their family
+FILES = {"binned_moments": "pair_bins", "binned_values": "pair_bins", "pair_scan": "pair_scan"}
+
+
 def ops() -> list[str]:
     """Names of every op in the namespace, without the prefix."""
     names = torch._C._dispatch_get_all_op_names()
@@ -56,15 +60,16 @@ def _find(op: str, key: str) -> Implementation:
     family = family_of(op)
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"nearlinear::{op}", "CompositeExplicitAutograd"):
         return Implementation(op, key, "Python", f"python/nearlinear/ops/{family}.py")
-    launchers = _triton_launchers(family)
+    stem = FILES.get(op, family)
+    launchers = _triton_launchers(stem)
     if key == "CPU":
-        file, kind, reason = f"csrc/cpu/{family}.cpp", "C++", ""
+        file, kind, reason = f"csrc/cpu/{stem}.cpp", "C++", ""
     elif op in launchers:
         file, kind = f"triton_kernels/{launchers[op]}", "Triton"
         # a raising stand-in is registered where Triton is absent, so the dispatcher alone cannot tell
         reason = "" if importlib.util.find_spec("triton") else "Triton is not installed (pip install triton)"
     else:
-        file, kind, reason = f"csrc/cuda/{family}.cu", "C++", _no_cuda_build()
+        file, kind, reason = f"csrc/cuda/{stem}.cu", "C++", _no_cuda_build()
     if not reason and not torch._C._dispatch_has_kernel_for_dispatch_key(f"nearlinear::{op}", key):
         reason = f"no kernel is registered for {key}"
     return Implementation(op, key, "missing" if reason else kind, file, reason)
@@ -75,14 +80,14 @@ def _no_cuda_build() -> str:
     return "" if info["cuda_version"] else f"built without CUDA: {info['cuda_skipped']}"
 
 
-def _triton_launchers(family: str) -> dict[str, str]:
-    """Top-level functions of the family's Triton files, and the file of each, read without importing Triton."""
+def _triton_launchers(stem: str) -> dict[str, str]:
+    """Top-level functions of the Triton files of this name, and the file of each, read without importing Triton."""
     package = importlib.util.find_spec("nearlinear.triton_kernels")
     assert package is not None
     assert package.origin is not None
     return {
         node.name: path.name
-        for path in sorted(Path(package.origin).parent.glob(f"{family}*.py"))
+        for path in sorted(Path(package.origin).parent.glob(f"{stem}*.py"))
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
