@@ -7,9 +7,9 @@
 //   each piece, their combination in order, the piece again with what it begins with. "direct": every pair of the sorted group; "auto":
 //   the same where a group has at most kFew pairs per element.
 // Cost: 4 passes of 8 bits over 8 bytes per element (8 over 16 for float64), the first of them straight from the input where there is one
-//   long group; 1e7 float32, squared hinge with slope, 1 thread: 0.40 to 0.46 of torch.sort; for each side of each knot, 2 merges (1 for
-//   total alone) of 2
-//   to 10 ns per element. Temporaries: two records per element, 16 N bytes in float32 and 32 N in float64, and the sorted coefficients.
+//   long group; for each side of each knot, 2 merges (1 for total alone) of 2 to 10 ns per element. Squared hinge with slope, 1e7 float32,
+//   1 thread: 0.40 to 0.46 of torch.sort. Temporaries: two records per element, 16 N bytes in float32 and 32 N in float64, and the sorted
+//   coefficients.
 // Numerics: float64 sums in a fixed order, rounded once: run_to_run, for any number of threads. Ties are told apart by position (logistic)
 //   or lie at the knot (power), where a difference counts as 0. Partners at an infinite distance give the limit of k, equal infinities are
 //   ties, a coefficient of 0 removes even NaN, any other NaN makes its group NaN.

@@ -53,8 +53,7 @@ std::unique_ptr<T[]> scratch(int64_t n) {
   return data;
 }
 
-// Work is cut into pieces of this many records whatever the number of threads, so that the order of equal keys, and with it every bit of
-// a weighted sum, is the same for any number.
+// Sums are cut into pieces of this many records whatever the number of threads, so that every bit of them is the same for any number.
 constexpr int64_t kPiece = int64_t{1} << 17;
 inline int64_t pieces_of(int64_t n) { return (n + kPiece - 1) / kPiece; }
 
