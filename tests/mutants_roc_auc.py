@@ -25,7 +25,7 @@ CPP = [
     (KERNEL, "sum += share * width * (above + share * height / 2);", "sum += share * width * (above + height / 2);",
      f"{TESTS} -k 'test_definition and 40'"),
     (KERNEL, "return w[i] != 0; }", "return true; }", f"{EDGES} -k not_a_number"),
-    (SORT, "i < std::min(n, (p + 1) * kPiece); ++i) ++places", "i < std::min(n - 1, (p + 1) * kPiece); ++i) ++places", SORTED),
-    (SORT, "if (from != data) std::copy_n(from, n, data);", "", SORTED),
+    (SORT, "for (size_t d = digit; d < digits; ++d)", "for (size_t d = digit + 1; d < digits; ++d)", SORTED),
+    (SORT, "if (from != result) std::copy_n(from, n, result);", "", SORTED),
     (SORT, "if (largest == n) continue;", "if (2 * largest > n) continue;", SORTED),
 ]  # fmt: skip

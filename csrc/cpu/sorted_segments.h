@@ -53,43 +53,65 @@ std::unique_ptr<T[]> scratch(int64_t n) {
   return data;
 }
 
-// Work is cut into pieces of this many records whatever the number of threads, so that the order of equal keys, and with it every bit of
-// a weighted sum, is the same for any number.
+// Sums are cut into pieces of this many records whatever the number of threads, so that every bit of them is the same for any number.
 constexpr int64_t kPiece = int64_t{1} << 17;
 inline int64_t pieces_of(int64_t n) { return (n + kPiece - 1) / kPiece; }
 
+// equal keys keep their order however a sort is cut, and one piece has to be counted once only
+inline int64_t sort_pieces(int64_t n) { return torch::stable::get_num_threads() > 1 ? pieces_of(n) : std::min<int64_t>(n, 1); }
+
 using Places = std::array<int64_t, 256>;
 
-// Least significant digit first, 8 bits a pass: 256 open cache lines fit the L1 cache, and the number of passes is even. A digit that all
-// keys share is passed over. `places` has one element per piece.
 template <typename record_t>
-void radix_sort(record_t* data, record_t* other, int64_t n, Places* places) {
-  record_t *from = data, *to = other;
-  const int64_t pieces = pieces_of(n);
-  for (unsigned shift = 0; shift < 8 * sizeof(typename record_t::key_t); shift += 8) {
-    const auto digit = [shift](const record_t& r) { return static_cast<size_t>(r.key >> shift) & 255; };
-    parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
-      for (int64_t p = first; p < last; ++p) {
-        places[p].fill(0);
-        for (int64_t i = p * kPiece; i < std::min(n, (p + 1) * kPiece); ++i) ++places[p][digit(from[i])];
-      }
-    });
+size_t digit_of(const record_t& r, size_t digit) {
+  return static_cast<size_t>(r.key >> (8 * digit)) & 255;
+}
+
+// the arguments are local copies, which no store to a record can change
+template <typename record_t>
+void count_digits(const record_t* from, int64_t begin, int64_t end, size_t digit, Places& count) {
+  for (int64_t i = begin; i < end; ++i) ++count[digit_of(from[i], digit)];
+}
+
+template <typename record_t>
+void place_records(const record_t* from, int64_t begin, int64_t end, size_t digit, Places place, record_t* to) {
+  for (int64_t i = begin; i < end; ++i) to[place[digit_of(from[i], digit)]++] = from[i];
+}
+
+// Least significant digit first, 8 bits a pass, from `digit` on: 256 open cache lines fit the L1 cache. A digit that all keys share is
+// passed over. The sorted records are left in `result`, which is `from` or `to`.
+template <typename record_t>
+void radix_sort(record_t* from, record_t* to, int64_t n, size_t digit, record_t* result) {
+  constexpr size_t digits = sizeof(typename record_t::key_t);
+  const int64_t pieces = sort_pieces(n), length = pieces > 1 ? kPiece : n;
+  std::vector<Places> places(pieces > 1 ? static_cast<size_t>(pieces) : digits);  // of the pieces for a digit, or of all digits at once
+  if (pieces == 1) {
+    for (int64_t i = 0; i < n; ++i)
+      for (size_t d = digit; d < digits; ++d) ++places[d][digit_of(from[i], d)];
+  }
+  for (; digit < digits; ++digit) {
+    Places* const first_place = places.data() + (pieces > 1 ? 0 : digit);
+    if (pieces > 1) {
+      parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
+        for (int64_t p = first; p < last; ++p) {
+          places[p].fill(0);
+          count_digits(from, p * kPiece, std::min(n, (p + 1) * kPiece), digit, places[p]);
+        }
+      });
+    }
     int64_t begin = 0, largest = 0;
     for (size_t d = 0; d < 256; ++d) {
       const int64_t before = begin;
-      for (int64_t p = 0; p < pieces; ++p) begin += std::exchange(places[p][d], begin);
+      for (int64_t p = 0; p < pieces; ++p) begin += std::exchange(first_place[p][d], begin);
       largest = std::max(largest, begin - before);
     }
     if (largest == n) continue;
     parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
-      for (int64_t p = first; p < last; ++p) {
-        Places place = places[p];  // a local copy: no store to `to` can change it
-        for (int64_t i = p * kPiece; i < std::min(n, (p + 1) * kPiece); ++i) to[place[digit(from[i])]++] = from[i];
-      }
+      for (int64_t p = first; p < last; ++p) place_records(from, p * length, std::min(n, (p + 1) * length), digit, first_place[p], to);
     });
     std::swap(from, to);
   }
-  if (from != data) std::copy_n(from, n, data);
+  if (from != result) std::copy_n(from, n, result);
 }
 
 // Segments of records, each sorted by key. Peak memory: two buffers of n records, and the ends of the segments.
@@ -99,9 +121,16 @@ class SortedSegments {
   // segment_of(i): segment of element i, -1 to leave it out; record_of(i): its record
   template <typename segment_of_t, typename record_of_t>
   SortedSegments(int64_t n, int64_t segments, segment_of_t segment_of, record_of_t record_of)
-      : ends_(static_cast<size_t>(segments) + 1, 0), records_(scratch<record_t>(n)) {
-    partition(n, segments, segment_of, record_of);
-    sort();
+      : ends_(static_cast<size_t>(segments) + 1, 0), records_(scratch<record_t>(n)), spare_(scratch<record_t>(n)) {
+    if (segments > 2 || n <= kPiece) {
+      partition(n, segments, 1, segment_of, record_of, records_.get());
+      sort();
+      return;
+    }
+    // few and long: sorted by the lowest digit on the way
+    const auto place_of = [=](int64_t i) { return segment_of(i) * 256 + static_cast<int64_t>(digit_of(record_of(i), 0)); };
+    partition(n, segments, 256, place_of, record_of, spare_.get());
+    for (int64_t s = 0; s < segments; ++s) radix_sort(&spare_[begin(s)], &records_[begin(s)], size(s), 1, &records_[begin(s)]);
   }
 
   Span<record_t> operator[](int64_t s) const { return {records_.get() + begin(s), ends_[s + 1] - ends_[s]}; }
@@ -113,28 +142,35 @@ class SortedSegments {
  private:
   int64_t size(int64_t s) const { return begin(s + 1) - begin(s); }
 
-  template <typename segment_of_t, typename record_of_t>
-  void partition(int64_t n, int64_t segments, segment_of_t segment_of, record_of_t record_of) {
-    // a count for each piece and segment: with many segments one piece, or the counts would outgrow the records
-    const int64_t pieces = segments <= 256 ? pieces_of(n) : 1, length = pieces > 1 ? kPiece : n;
-    std::vector<int64_t> places(static_cast<size_t>(pieces * segments), 0);
+  // writes the records to `to` by place; `width` places make a segment, negative ones are left out
+  template <typename place_of_t, typename record_of_t>
+  void partition(int64_t n, int64_t segments, int64_t width, place_of_t place_of, record_of_t record_of, record_t* to) {
+    // a count for each piece and place: with many places one piece, or the counts would outgrow the records
+    const int64_t places = segments * width, pieces = places <= 512 ? sort_pieces(n) : 1, length = pieces > 1 ? kPiece : n;
+    std::vector<int64_t> next(static_cast<size_t>(pieces * places), 0);
     parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
+      const auto at = place_of;  // a local copy, as below: no store can change it
       for (int64_t p = first; p < last; ++p) {
-        int64_t* count = places.data() + p * segments;
-        for (int64_t i = p * length; i < std::min(n, (p + 1) * length); ++i)
-          if (const int64_t s = segment_of(i); s >= 0) ++count[s];
+        int64_t* const count = next.data() + p * places;
+        const int64_t stop = std::min(n, (p + 1) * length);
+        for (int64_t i = p * length; i < stop; ++i)
+          if (const int64_t k = at(i); k >= 0) ++count[k];
       }
     });
-    int64_t next = 0;
-    for (int64_t s = 0; s < segments; ++s) {
-      for (int64_t p = 0; p < pieces; ++p) next += std::exchange(places[static_cast<size_t>(p * segments + s)], next);
-      ends_[static_cast<size_t>(s) + 1] = next;
+    int64_t end = 0;
+    for (int64_t k = 0; k < places; ++k) {
+      for (int64_t p = 0; p < pieces; ++p) end += std::exchange(next[static_cast<size_t>(p * places + k)], end);
+      ends_[static_cast<size_t>(k / width) + 1] = end;
     }
     parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
+      const auto at = place_of;
+      const auto made = record_of;
+      record_t* const out = to;
       for (int64_t p = first; p < last; ++p) {
-        int64_t* place = places.data() + p * segments;
-        for (int64_t i = p * length; i < std::min(n, (p + 1) * length); ++i)
-          if (const int64_t s = segment_of(i); s >= 0) records_[static_cast<size_t>(place[s]++)] = record_of(i);
+        int64_t* const place = next.data() + p * places;
+        const int64_t stop = std::min(n, (p + 1) * length);
+        for (int64_t i = p * length; i < stop; ++i)
+          if (const int64_t k = at(i); k >= 0) out[place[k]++] = made(i);
       }
     });
   }
@@ -142,22 +178,16 @@ class SortedSegments {
   // long segments one after another, each by all threads; then the short ones, each by one
   void sort() {
     const int64_t segments = static_cast<int64_t>(ends_.size()) - 1;
-    spare_ = scratch<record_t>(ends_.back());
     record_t *data = records_.get(), *other = spare_.get();
-    std::vector<Places> places;
-    for (int64_t s = 0; s < segments; ++s) {
-      if (size(s) <= kPiece) continue;
-      places.resize(static_cast<size_t>(pieces_of(size(s))));
-      radix_sort(data + begin(s), other + begin(s), size(s), places.data());
-    }
+    for (int64_t s = 0; s < segments; ++s)
+      if (size(s) > kPiece) radix_sort(data + begin(s), other + begin(s), size(s), 0, data + begin(s));
     const int64_t grain = std::max<int64_t>(1, segments * 4096 / std::max<int64_t>(ends_.back(), 1));
     parallel_for(0, segments, grain, [&](int64_t first, int64_t last) {
       for (int64_t s = first; s < last; ++s) {
         const int64_t n = size(s);
-        Places place;
         if (n > kPiece) continue;
         if (n > 512) {
-          radix_sort(data + begin(s), other + begin(s), n, &place);
+          radix_sort(data + begin(s), other + begin(s), n, 0, data + begin(s));
         } else {
           std::sort(data + begin(s), data + begin(s) + n);
         }

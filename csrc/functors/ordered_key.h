@@ -26,7 +26,7 @@ NL_HD inline key_t ordered_bits(float_t x) {
   memcpy(&bits, &x, sizeof(bits));
   if (x != x) return kNotANumber<key_t>;
   if (bits == sign) return sign;  // -0.0; an addition of 0.0 would flush subnormals where the thread is told to
-  return bits & sign ? ~bits : bits | sign;
+  return bits ^ (sign | (key_t(0) - (bits >> (8 * sizeof(key_t) - 1))));  // no branch: signs are random
 }
 
 // the number of a key that is not kNotANumber
