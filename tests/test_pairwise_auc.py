@@ -21,11 +21,11 @@ METHODS = [(name, method) for name, record in RECORDS.items() for method in ("au
 NARROW = ("normal", "wide", "clusters", "tied", "levels", "separated", "inverted", "rare", "offset")  # which fit into bins
 
 
-def lists(weights: bool = False) -> Any:
-    """Four groups, ids in no order."""
+def lists(weights: bool = False, groups: int = 4) -> Any:
+    """Groups with ids in no order; in each two samples of a label at least, or weights have no gradient."""
 
     def make(draw: Draw, rows: int) -> Inputs:
-        made = {"input": draw.normal(rows), "target": torch.arange(rows) % 3 == 0, "group": torch.arange(rows) * 3 // 2 % 4}
+        made = {"input": draw.normal(rows), "target": torch.arange(rows) % 3 == 0, "group": torch.arange(rows) * 3 // 2 % groups}
         if weights:
             made["sample_weight"] = draw.positive(rows)
         return made
@@ -43,7 +43,7 @@ class TestPairwiseAUCLoss(Battery):
         Case("logistic", lists(), "sorted scan and all pairs", checked=True, rows=13),
         Case("bins", lists(), "bins", rows=64, options={"method": "bins", "num_groups": 4}),
         Case(
-            "bins_weights", lists(True), "gradient of the weights; bins", rows=8, options={"method": "bins", "surrogate": "sigmoid"},
+            "bins_weights", lists(True, 2), "gradient of the weights; bins", rows=8, options={"method": "bins", "surrogate": "sigmoid"},
             differentiable=("input", "sample_weight"), checked=True,
         ),
         Case(
