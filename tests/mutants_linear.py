@@ -45,7 +45,7 @@ PYTHON = [
     (PLAN, "        total += 2 * rows * classes * wide\n", "        total += 0\n", f"{MEMORY} -k probabilities"),
     # class-parallel
     (PARALLEL, "mass.squeeze() - own_mass", "0.0", "tests/test_vocab_parallel.py"),
-    (PARALLEL, "by_place[i] = _gather(by_place[i], ctx.shard.group).sum(0)", "pass", "tests/test_vocab_parallel.py"),
+    (PARALLEL, "by_place[i] = gathered_sum(by_place[i], ctx.shard.group)", "pass", "tests/test_vocab_parallel.py"),
     # score maps
     (EMBEDDINGS, "d.addcmul_(w, d_columns[1].unsqueeze(1), value=2)", "d.addcmul_(w, d_columns[1].unsqueeze(1), value=1)",
      f"{MAPS} -k derivatives"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from layouts import LAYOUTS
@@ -323,7 +325,7 @@ def test_memory() -> None:
     n = 4_000_000
     s, y, c = torch.randn(n), torch.rand(n) < 0.3, torch.rand(n)
     for weight, most in ((None, 16), (c, 20)):
-        call = lambda w=weight: ops.pair_scan(s, y, w, None, 1, *KERNELS["squared_hinge"], "scan")  # noqa: E731
+        call = functools.partial(ops.pair_scan, s, y, weight, None, 1, *KERNELS["squared_hinge"], "scan")
         call()
         peak = peak_mb(call, torch.device("cpu"))
         if peak is None:

@@ -32,7 +32,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr int64_t kFew = 1;     // measured: pairs per element up to which all pairs are as fast as a scan
+constexpr int64_t kFew = 1;     // pairs per element up to which all pairs are walked one by one
 constexpr int64_t kAhead = 32;  // elements whose places in the output are fetched in advance
 
 // pairs of elements at finite distances, or all at the same infinity

@@ -47,7 +47,7 @@ def pairwise_auc_loss(
 
     .. math:: L = \frac{\sum_{i \in P, j \in N} w_i w_j\, \phi(s_i - s_j)}{\sum_{i \in P, j \in N} w_i w_j}
 
-    The pairs are never built: 1e7 samples, 2e13 pairs, take a twentieth of the time of ``torch.sort``.
+    The pairs are never built: 1e7 samples are 2e13 pairs, and take less time than a sort of them.
 
     Args:
         input: scores (logits, unbounded) of shape (N,), or (N, C) for C independent columns (multi-label). float32, float64, bfloat16 or

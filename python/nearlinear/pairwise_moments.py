@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import pair_bins
 from ._checks import require
+from .collectives import gathered_sum
 from .pair_bins import Grid
 from .pairwise_checks import Samples, check_samples
 from .surrogates import LogisticFamily, Surrogate, get_surrogate
@@ -127,8 +128,6 @@ class PairwiseAUCAccumulator:
 
     def merge(self, process_group: ProcessGroup) -> None:
         """Add the samples of the other ranks, which call together. A rank's shares are then those of its own samples."""
-        from .pairwise_ranks import gathered_sum
-
         assert self.moments is not None
         self.moments = gathered_sum(self.moments, process_group)
 

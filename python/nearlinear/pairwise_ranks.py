@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .collectives import gather, gathered_sum
 from .pair_bins import Grid
 from .pairwise_checks import Samples
 from .pairwise_moments import moments_of, share_of_loss
@@ -17,19 +18,19 @@ from .surrogates import LogisticFamily, Surrogate
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["binned_sum", "gathered", "gathered_sum"]
+__all__ = ["binned_sum", "gathered"]
 
 
 def gathered(x: Samples, process_group: ProcessGroup) -> Samples:
     """The samples of all ranks, in rank order."""
     count = torch.tensor([len(x.input)], device=x.input.device)
-    sizes = [int(size) for size in _gather(count, process_group).flatten()]
+    sizes = [int(size) for size in gather(count, process_group).flatten()]
     parts = {
         name: _Gathered.apply(value, sizes, process_group)
         for name in ("input", "positive", "weight", "group", "level")
         if (value := getattr(x, name)) is not None
     }
-    known = None if x.known is None else _gather(x.known.reshape(1), process_group).all()
+    known = None if x.known is None else gather(x.known.reshape(1), process_group).all()
     return replace(x, **parts, known=known)
 
 
@@ -46,7 +47,7 @@ def binned_sum(
     assert isinstance(surrogate, LogisticFamily)
     none = torch.tensor([torch.inf, -torch.inf], dtype=torch.float64, device=x.input.device)
     ends = torch.stack(x.input.detach().aminmax()).double() if len(x.input) else none
-    ranks = _gather(torch.cat([ends, ends.new_tensor([len(x.input)])]), process_group)
+    ranks = gather(torch.cat([ends, ends.new_tensor([len(x.input)])]), process_group)
     low, high = score_range or (float(ranks[:, 0].min()), float(ranks[:, 1].max()))
     count = int(ranks[:, 2].sum())
     grid = Grid.over(low, high, surrogate.scale, x.input.dtype, count)
@@ -57,11 +58,6 @@ def binned_sum(
     share = share_of_loss(x, moments, grid, surrogate)
     pairs = (mass[0] * mass[1]).reshape(1)
     return _SummedOverRanks.apply(share, process_group) * pairs, pairs
-
-
-def gathered_sum(part: Tensor, process_group: ProcessGroup) -> Tensor:
-    """The sum of the ranks' tensors, in rank order: the same bits on all."""
-    return _gather(part, process_group).sum(0)
 
 
 class _SummedOverRanks(torch.autograd.Function):
@@ -77,13 +73,6 @@ class _SummedOverRanks(torch.autograd.Function):
         return gathered_sum(d_sum, ctx.process_group), None
 
 
-def _gather(part: Tensor, process_group: ProcessGroup) -> Tensor:
-    """The ranks' tensors of equal shape, stacked in rank order."""
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size(process_group))]
-    dist.all_gather(parts, part.contiguous(), group=process_group)
-    return torch.stack(parts)
-
-
 class _Gathered(torch.autograd.Function):
     """Tensors of all ranks one after another; the gradient is the sum of what the ranks ask of this one's."""
 
@@ -93,7 +82,7 @@ class _Gathered(torch.autograd.Function):
         ctx.own, ctx.process_group = slice(sum(sizes[:rank]), sum(sizes[: rank + 1])), process_group
         padded = part.new_zeros(max(sizes), *part.shape[1:])
         padded[: len(part)] = part
-        ranks = _gather(padded, process_group)
+        ranks = gather(padded, process_group)
         return torch.cat([rank_part[:size] for rank_part, size in zip(ranks, sizes, strict=True)])
 
     @staticmethod

@@ -50,6 +50,10 @@ class Surrogate:
         if not ok:
             raise ValueError(f"{type(self).__name__}: {text}")
 
+    def _finite(self, name: str) -> None:
+        got = getattr(self, name)
+        self._require(math.isfinite(got), f"{name} must be finite, got {got}")
+
     def _positive(self, *names: str) -> None:
         for name in names:
             got = getattr(self, name)
@@ -87,7 +91,7 @@ class Hinge(Piecewise):
     source: ClassVar[str] = "Joachims 2002; Herbrich et al. 2000"
 
     def __post_init__(self) -> None:
-        self._require(math.isfinite(self.margin), f"margin must be finite, got {self.margin}")
+        self._finite("margin")
 
     def value(self, x: Tensor) -> Tensor:
         return torch.relu(self.margin - x)
@@ -122,7 +126,7 @@ class PHinge(Piecewise):
     source: ClassVar[str] = "Yan et al. 2003, with a whole power"
 
     def __post_init__(self) -> None:
-        self._require(math.isfinite(self.margin), f"margin must be finite, got {self.margin}")
+        self._finite("margin")
         self._require(self.power in (1, 2, 3, 4, 5, 6), f"power must be a whole number from 1 to 6, got {self.power}")
 
     def value(self, x: Tensor) -> Tensor:
@@ -143,7 +147,7 @@ class HuberHinge(Piecewise):
     source: ClassVar[str] = "Zhang 2004, the modified Huber loss, scaled to slope 1"
 
     def __post_init__(self) -> None:
-        self._require(math.isfinite(self.margin), f"margin must be finite, got {self.margin}")
+        self._finite("margin")
         self._positive("delta")
 
     def value(self, x: Tensor) -> Tensor:
@@ -210,7 +214,7 @@ class Square(Piecewise):
     decreasing: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self._require(math.isfinite(self.margin), f"margin must be finite, got {self.margin}")
+        self._finite("margin")
 
     def value(self, x: Tensor) -> Tensor:
         return (self.margin - x) ** 2

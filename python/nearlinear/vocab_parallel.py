@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .collectives import gather, gathered_sum
 from .ops.linear_cross_entropy import row_weight
 from .reducers import Stats, merge
 from .score_maps import ScoreMap
@@ -45,9 +46,9 @@ class ClassShard:
         own: Tensor | float = float(held) if weight is None else weight.sum()
         if group is None:
             return cls(0, held, held, weight, own, None)
-        sizes = [int(s) for s in _gather(torch.tensor([held], device=linear_weight.device), group).flatten()]
+        sizes = [int(s) for s in gather(torch.tensor([held], device=linear_weight.device), group).flatten()]
         rank = dist.get_rank(group)
-        mass = float(sum(sizes)) if isinstance(own, float) else _gather(own.reshape(1), group).sum()
+        mass = float(sum(sizes)) if isinstance(own, float) else gather(own.reshape(1), group).sum()
         return cls(sum(sizes[:rank]), held, sum(sizes), weight, mass, group)
 
     def class_weight(self, target: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
@@ -56,7 +57,7 @@ class ClassShard:
             return row_weight(target, self.weight, ignore_index, dtype)
         here = (target >= self.first) & (target < self.first + self.held)
         own = row_weight((target - self.first).masked_fill(~here, -1), self.weight, -1, dtype)
-        return _gather(own, self.group).sum(0)
+        return gathered_sum(own, self.group)
 
     def stats(
         self, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None,
@@ -72,22 +73,15 @@ class ClassShard:
         return found
 
 
-def _gather(part: Tensor, group: ProcessGroup) -> Tensor:
-    """The ranks' tensors of equal shape, stacked in rank order."""
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, part.contiguous(), group=group)
-    return torch.stack(parts)
-
-
 class _ShardedStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shard: ClassShard, options: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         own = Stats(*_ops.linear_logit_stats(*tensors, *options))
         own_mass = float(shard.held) if shard.weight is None else shard.weight.sum()
         assert shard.group is not None
-        masses = _gather(torch.as_tensor(own_mass, dtype=own.nll.dtype, device=own.nll.device).reshape(1), shard.group)
+        masses = gather(torch.as_tensor(own_mass, dtype=own.nll.dtype, device=own.nll.device).reshape(1), shard.group)
         spread = own.spread if own.spread.numel() else torch.zeros_like(own.nll)
-        ranks = _gather(torch.stack([own.nll, own.lse, spread, own.lse_residual]), shard.group)
+        ranks = gather(torch.stack([own.nll, own.lse, spread, own.lse_residual]), shard.group)
         merged, mass = Stats(*ranks[0]), masses[0]
         for rank in range(1, len(ranks)):
             merged, mass = merge(merged, mass, Stats(*ranks[rank]), masses[rank]), mass + masses[rank]
@@ -110,5 +104,5 @@ class _ShardedStats(torch.autograd.Function):
         by_place = {i: d for i, d, wanted in zip(places, found, wants, strict=True) if wanted}
         for i in (0, 5):
             if i in by_place:
-                by_place[i] = _gather(by_place[i], ctx.shard.group).sum(0)
+                by_place[i] = gathered_sum(by_place[i], ctx.shard.group)
         return None, None, *(by_place.get(i) for i in range(6))
