@@ -167,3 +167,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
       "linear_mw_sum_backward(Tensor d_total, Tensor query, Tensor document, Tensor moments, Tensor bound, float inv_temperature, "
       "int? max_workspace_bytes, bool[] wants) -> (Tensor d_query, Tensor d_document)");
 }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
+  // betti_matching. Shapes: input, target [N, *S] with one to three spatial dimensions, of one dtype. Rows are flat pixel indices inside an
+  // image, by image and then homology dimension: matched [M, 4] births and deaths in input and in target, the others [., 2]; offsets
+  // [N nd + 1, 3] are where the rows of each begin in the three tables. dims: the homology dimensions that are wanted.
+  m.def(
+      "betti_matching(Tensor input, Tensor target, int[] dims, bool superlevel, bool positive) -> (Tensor matched, Tensor unmatched_input, "
+      "Tensor unmatched_target, Tensor offsets)");
+  m.def("persistence_barcode(Tensor input, int[] dims, bool superlevel) -> (Tensor pairs, Tensor offsets)");
+  // weights: of matched, unmatched input and unmatched target bars, for each homology dimension; loss [N]; gradients are empty unless
+  // wanted
+  m.def(
+      "betti_matching_loss(Tensor input, Tensor target, float[] weights, bool superlevel, bool positive, float min_persistence, bool push, "
+      "bool essential, bool wants_input, bool wants_target) -> (Tensor loss, Tensor d_input, Tensor d_target)");
+}
