@@ -45,7 +45,7 @@ lint: $(ENV) $(VENV)/demo.stamp $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
 	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
-	$(BIN)/codespell --ignore-words-list fpr,metrix csrc python triton_kernels tests bench docs examples .ci *.md *.toml *.py Makefile
+	$(BIN)/codespell --ignore-words-list fpr,metrix,nd csrc python triton_kernels tests bench docs examples .ci *.md *.toml *.py Makefile
 
 docs: $(BUILD) $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs

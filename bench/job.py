@@ -176,6 +176,7 @@ class Job:
         for which in self.case.passes:
             alive = {(i.name, which): calls[i.name, which] for i in impls if i.status == "ok"}
             limits = {name: call for name, (call, _) in floors.items()} | {f"products {p}": c for p, c in products.items() if p == which}
+            limits |= self.case.alone(inputs) if self.case.alone else {}
             for call in limits.values():
                 call()
             together = {**alive, **{(name, "floor"): call for name, call in limits.items()}}

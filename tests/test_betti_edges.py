@@ -81,6 +81,21 @@ def test_values_are_compared_exactly() -> None:
     assert len(nearlinear.persistence_barcode(torch.tensor([[0.0, -0.0, 0.0, -0.0]]), spatial_dims=1).pairs) == 0
 
 
+def test_the_first_nan_is_named() -> None:
+    x = torch.rand(2, 2, 3, 3)
+    x[1, 0, 2, 1] = x[1, 1, 0, 0] = math.nan
+    for call in (nearlinear.betti_matching_loss, nearlinear.betti_matching_error):
+        with pytest.raises(ValueError, match=r"must not be NaN, got NaN at input\[1, 0, 2, 1\]"):
+            call(x, x)
+
+
+def test_min_persistence_is_strict_and_of_the_input_alone() -> None:
+    x, y = torch.tensor([[[1.0, 0.0, 0.25, 0.0, 0.5, 0.0]]]), torch.zeros(1, 1, 6)
+    loss = nearlinear.betti_matching_loss
+    assert [float(loss(x, y, min_persistence=m)) for m in (0.0, 0.125, 0.25, 0.5)] == [0.3125, 0.3125, 0.25, 0.0]
+    assert float(loss(y, x, min_persistence=0.5)) == 0.3125
+
+
 def test_float64_stays_float64() -> None:
     x, y = (torch.rand(1, 1, 6, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert nearlinear.betti_matching_loss(x, y).dtype == torch.float64
