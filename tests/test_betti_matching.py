@@ -74,7 +74,7 @@ class TestBettiMatchingLoss(Battery):
     def saved_bytes(self, case: Case, rows: int) -> int:
         """The gradient images, of each filtration, and framed copies of the images."""
         pixels = case.inputs(torch.float32)["input"][0, 0].numel()
-        return super().saved_bytes(case, rows) + 4 * rows * pixels * (12 if "pad_value" in case.options else 2)
+        return super().saved_bytes(case, rows) + 4 * rows * pixels * (12 if "pad_value" in case.options else len(case.differentiable))
 
     def test_second_derivatives(self, case: Case, device: torch.device) -> None:
         """Refused, in a gradient penalty too, where they would be silently absent."""

@@ -62,11 +62,11 @@ def betti_matching(
 
     Example:
         >>> import torch, nearlinear
-        >>> predicted, ring = torch.full((4, 4), 0.2), torch.zeros(4, 4)
-        >>> predicted[1, 1], predicted[3, 3], ring[1, 1], ring[3, 3] = 0.9, 0.8, 1.0, 1.0
-        >>> found = nearlinear.betti_matching(predicted, ring, spatial_dims=2)
-        >>> found.matched.shape, found.unmatched_input.shape
-        (torch.Size([1, 4]), torch.Size([0, 2]))
+        >>> predicted, truth = torch.full((4, 4), 0.2), torch.zeros(4, 4)
+        >>> predicted[1, 1], predicted[3, 3], truth[1, 1], truth[3, 3] = 0.9, 0.8, 1.0, 1.0
+        >>> found = nearlinear.betti_matching(predicted, truth, spatial_dims=2)
+        >>> found.matched[:, [0, 2]].tolist(), len(found.unmatched_input)  # the second spot, in both; the first one never dies
+        ([[15, 15]], 0)
     """
     nd = checks.check_spatial(_MATCHING, input, spatial_dims)
     dtype = checks.check_pair(_MATCHING, input, target)
@@ -202,7 +202,7 @@ def betti_matching_loss(
     if reads and push:
         checks.check_probabilities(_LOSS, input=x, target=y)
     if reads and input.device.type != "cpu":
-        checks.raise_not_a_number(_LOSS, input=x, target=y)
+        checks.raise_not_a_number(_LOSS, input=input, target=target)
     x, y = (stacked(image, nd).to(dtype) for image in (x, y))
     if sphere or pad_value is not None:
         x, y = (F.pad(image, [1] * (2 * nd), value=0.0 if pad_value is None else pad_value) for image in (x, y))

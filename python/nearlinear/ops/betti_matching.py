@@ -62,7 +62,8 @@ class _LastDerivative(torch.autograd.Function):
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *stash = output
     ctx.wants = inputs[-2:]
-    ctx.save_for_backward(*inputs[:2], *stash)
+    # the images are there for the refusal alone
+    ctx.save_for_backward(*(image if wanted else None for image, wanted in zip(inputs[:2], ctx.wants, strict=True)), *stash)
     ctx.mark_non_differentiable(*stash)
     ctx.set_materialize_grads(False)
 
@@ -70,13 +71,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, d_loss: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
     found: list[Tensor | None] = [None, None]
     if d_loss is not None:
-        input, target, *stash = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        images, stash = [image for image in saved[:2] if image is not None], saved[2:]
         for i, (name, needed) in enumerate(zip(("input", "target"), ctx.needs_input_grad[:2], strict=True)):
             if needed and not ctx.wants[i]:
                 raise RuntimeError(f"betti_matching_loss: wants_{name} must be True where {name} requires a gradient")
             if needed:
-                gradient = scaled(stash[i], d_loss.view(-1, *[1] * (input.dim() - 1)))
-                found[i] = _LastDerivative.apply(gradient, input, target) if torch.is_grad_enabled() else gradient
+                gradient = scaled(stash[i], d_loss.view(-1, *[1] * (stash[i].dim() - 1)))
+                found[i] = _LastDerivative.apply(gradient, *images) if torch.is_grad_enabled() else gradient
     return *found, *[None] * 8
 
 
