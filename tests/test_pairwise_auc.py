@@ -133,7 +133,7 @@ def test_bins_keep_their_bound_for_every_sample(kind: str, scale: float) -> None
         moments = ops.binned_moments(s, y, None, None, 1, *grid.arguments)
         for order in (0, 1):
             analytic = surrogates.Logistic(scale).analytic(order)
-            table = pair_bins.potentials(analytic, grid, moments)
+            (table,) = pair_bins.potentials((analytic,), grid, moments)
             got = ops.binned_values(s, y, None, table, grid.inv_width, grid.first)
             exact = reference.pair_potential(s, y, torch.ones_like(s), None, 1, "logistic", [scale], order, "", [])
             bound = pair_bins.error_bound(analytic, grid)

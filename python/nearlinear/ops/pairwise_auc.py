@@ -67,10 +67,11 @@ def _(
             slope.mul_(_sign(target, slope.dtype))
     else:
         moments = _ops.binned_moments(input, target, coefficient, group, num_groups, *grid.arguments)
-        total = (moments[:, 1] * pair_bins.potentials(logistic_family(record).analytic(0), grid, moments)[:, 1]).sum((1, 2))
+        kernels = tuple(logistic_family(record).analytic(order) for order in range(1 + wants_slope))
+        values, *slopes = pair_bins.potentials(kernels, grid, moments)
+        total = (moments[:, 1] * values[:, 1]).sum((1, 2))
         slope = input.new_empty(0)
-        if wants_slope:
-            table = pair_bins.potentials(logistic_family(record).analytic(1), grid, moments)
+        for table in slopes:
             table[:, 0].neg_()
             slope = _ops.binned_values(input, target, group, table, grid.inv_width, grid.first)
     if wants_slope and coefficient is not None:
@@ -137,7 +138,7 @@ def _(
         potential: Tensor = _ops.pair_scan(input, target, coefficient, group, num_groups, family, [], kernel, method)[1]
         return potential
     moments = _ops.binned_moments(input, target, coefficient, group, num_groups, *grid.arguments)
-    table = pair_bins.potentials(logistic_family(record).analytic(order), grid, moments)
+    (table,) = pair_bins.potentials((logistic_family(record).analytic(order),), grid, moments)
     values: Tensor = _ops.binned_values(input, target, group, table, grid.inv_width, grid.first)
     return values
 
