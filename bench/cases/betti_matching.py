@@ -138,12 +138,15 @@ def defined_loss(p: Tensor, target: Tensor) -> Tensor:
     ].mean()
 
 
-def alone(inputs: tuple[Tensor, ...]) -> Mapping[str, Callable[[], object]]:
-    p, target = (image.detach().flatten(0, 1) for image in inputs)
-    three = [p, target, torch.maximum(p, target)]
-    found: dict[str, Callable[[], object]] = {"three sorts": lambda: [image.flatten(1).sort() for image in three]}
-    if p.dim() == 3 and not needs("gudhi")(p.device, p.dtype):
-        found["gudhi, three barcodes"] = lambda: [gudhi_picture(image) for image in torch.cat(three).numpy()]
+def three(p: Tensor, target: Tensor) -> Tensor:
+    """Input, target and the comparison image of superlevel sets, pictures (3 N, S, S)."""
+    return torch.cat([p, target, torch.maximum(p, target)]).flatten(0, 1)
+
+
+def yardsticks(nd: int) -> dict[str, Callable[..., object]]:
+    found: dict[str, Callable[..., object]] = {"three sorts": lambda p, target: three(p, target).flatten(1).sort()}
+    if nd == 2 and not needs("gudhi")(torch.device("cpu"), torch.float32):
+        found["gudhi, three barcodes"] = lambda p, target: [gudhi_picture(image) for image in three(p, target).numpy()]
     return found
 
 
@@ -177,7 +180,7 @@ def add(op: str, nd: int, kind: str, sizes: Mapping[str, Any], error_side: int) 
             definition=defined_loss if loss else defined_lengths,
             baselines={"topolosses": Baseline(topolosses, refuse=needs("topolosses"))} if loss else barcodes,
             inputs=inputs, sizes=sizes, tiny={"N": 2, "S": 8}, bytes=floor, moved=moved, dtypes=(torch.float32,),
-            passes=("fwd", "full") if loss else ("fwd",), error_rows={"N": 2, "S": error_side}, alone=alone if loss else None,
+            passes=("fwd", "full") if loss else ("fwd",), error_rows={"N": 2, "S": error_side}, yardsticks=yardsticks(nd) if loss else {},
         )
     )  # fmt: skip
 
