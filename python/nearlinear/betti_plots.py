@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from .betti_matching import BettiMatching
+from .betti_results import BettiMatching
 from .plotting import STYLES, _axes, _stamp, _this_tree
 
 __all__ = ["plot_barcode_matching", "plot_matched_pixels"]
@@ -71,23 +71,26 @@ def plot_matched_pixels(
 
     Two spatial dimensions. ``dim``: draw the bars of one homology dimension. ``axes``: two axes (new ones by default), which are returned.
     """
-    if len(matching.spatial_shape) != 2:
-        raise ValueError(f"plot_matched_pixels: images must have two spatial dimensions, got {len(matching.spatial_shape)}")
+    side = tuple(input.shape[-2:])
+    if math.prod(input.shape[:-2]) != matching.num_images or len(side) != 2:
+        raise ValueError(
+            f"plot_matched_pixels: input must be {matching.num_images} images of two dimensions, got shape {tuple(input.shape)}"
+        )
     values = [_flat(matching, t, image) for t in (input, target)]
     bars = _of_image(matching, image, *values)
     axes = _two_axes() if axes is None else axes
     for ax, pixels, title in zip(axes, values, ("input", "target"), strict=True):
-        ax.imshow(pixels.reshape(matching.spatial_shape), cmap="gray", interpolation="nearest")
+        ax.imshow(pixels.reshape(side).numpy(), cmap="gray", interpolation="nearest")
         ax.set(title=title, xticks=[], yticks=[])
     shown = [k for k, d in enumerate(bars.matched_dim.tolist()) if dim is None or d == dim][:most]
     for k, row in enumerate(bars.matched[shown]):
         color = str(STYLES[1 + (k + 1) % 6]["color"])
         for ax, ends in zip(axes, (row[:2], row[2:]), strict=True):
-            _mark(ax, ends, matching.spatial_shape[1], color, str(k + 1))
+            _mark(ax, ends, side[1], color, str(k + 1))
     for ax, rows, dims in zip(axes, (bars.input, bars.target), (bars.input_dim, bars.target_dim), strict=True):
         alone = [k for k, d in enumerate(dims.tolist()) if dim is None or d == dim][:most]
         for row in rows[alone]:
-            _mark(ax, row, matching.spatial_shape[1], ALONE, "")
+            _mark(ax, row, side[1], ALONE, "")
     _stamp(axes[1], _this_tree())
     return axes
 
@@ -101,13 +104,9 @@ def _mark(ax: Any, ends: Tensor, width: int, color: str, text: str) -> None:
 
 
 def _flat(matching: BettiMatching, t: Tensor, image: int) -> Tensor:
-    pixels = int(torch.Size(matching.spatial_shape).numel())
-    if t.numel() != matching.num_images * pixels:
-        shape = (matching.num_images, *matching.spatial_shape)
-        raise ValueError(f"plot of a Betti matching: images must be those that were matched, {shape} in all, got shape {tuple(t.shape)}")
     if not 0 <= image < matching.num_images:
         raise ValueError(f"plot of a Betti matching: image must be in [0, {matching.num_images}), got {image}")
-    return t.detach().reshape(matching.num_images, pixels)[image].cpu().double()
+    return t.detach().reshape(matching.num_images, -1)[image].cpu().double()
 
 
 def _of_image(matching: BettiMatching, image: int, f: Tensor, g: Tensor) -> _Bars:
