@@ -146,7 +146,7 @@ def three(p: Tensor, target: Tensor) -> Tensor:
 def yardsticks(nd: int) -> dict[str, Callable[..., object]]:
     found: dict[str, Callable[..., object]] = {"three sorts": lambda p, target: three(p, target).flatten(1).sort()}
     if nd == 2 and not needs("gudhi")(torch.device("cpu"), torch.float32):
-        found["gudhi, three barcodes"] = lambda p, target: [gudhi_picture(image) for image in three(p, target).numpy()]
+        found["gudhi, three barcodes"] = lambda p, target: [gudhi_picture(image) for image in three(p, target).cpu().numpy()]
     return found
 
 
