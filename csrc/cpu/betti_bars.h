@@ -2,7 +2,6 @@
 #pragma once
 #include <array>
 
-#include "betti_reduction.h"
 #include "betti_sweeps.h"
 
 namespace nearlinear::betti {
@@ -29,10 +28,8 @@ class Instance {
   }
 
   void run(Matchings<D>& out) {
-    if (wanted_[D - 1] || D == 3) top_dimension(out[D - 1]);
-    if (wanted_[0] || D == 3) lowest_dimension(out[0]);
-    if constexpr (D == 3)
-      if (wanted_[1]) middle_dimension(out[1]);
+    if (wanted_[D - 1]) top_dimension(out[D - 1]);
+    if (wanted_[0]) lowest_dimension(out[0]);
   }
 
  private:
@@ -110,48 +107,6 @@ class Instance {
       if (edge.key == images_[2].key[dead] || bar[0] == kNone || bar[1] == kNone || (positive_ && !positive)) return;
       m.partner[bar[0]] = bar[1];
     });
-  }
-
-  void middle_dimension(Matching& m) {
-    const size_t ids = size_t{3} * grid_.pixels;
-    std::array<std::vector<uint32_t>, 3> position, birth;  // birth: of each face of h, its edge in input, target and h
-    std::array<std::vector<uint32_t>, 2> bar_of_birth;
-    std::array<std::vector<Bar>*, 2> bars{&m.input, &m.target};
-    for (size_t i = 0; i < 3; ++i)
-      if (images_[i].key != nullptr) position[i] = positions(images_[i].edges, ids);
-    const auto edge_value = [&](size_t i, uint32_t edge) {
-      return grid_.value(images_[i].key, edge / 3, grid_.edge_axes(static_cast<int>(edge % 3)));
-    };
-    const auto face_value = [&](size_t i, uint32_t face) {
-      return grid_.value(images_[i].key, face / 3, grid_.facet_axes(static_cast<int>(face % 3)));
-    };
-    for (size_t i = 0; i < 2; ++i) {
-      if (images_[i].key == nullptr) continue;
-      bar_of_birth[i].assign(ids, kNone);
-      const Cells& edges = images_[i].edges;
-      const std::vector<uint32_t> face_of = reduce(grid_, images_[i].facets, position[i], edges.size());
-      for (size_t r = 0; r < edges.size(); ++r) {
-        if (face_of[r] == kNone || edges[r].key == face_value(i, face_of[r])) continue;
-        bar_of_birth[i][edges[r].index] = static_cast<uint32_t>(bars[i]->size());
-        bars[i]->push_back({edges[r].index, face_of[r]});
-      }
-    }
-    m.partner.assign(m.input.size(), kNone);
-    if (pair()) {
-      for (size_t i = 0; i < 3; ++i) {
-        birth[i].assign(ids, kNone);
-        const std::vector<uint32_t> face_of = reduce(grid_, images_[2].facets, position[i], images_[i].edges.size());
-        for (size_t r = 0; r < face_of.size(); ++r)
-          if (face_of[r] != kNone) birth[i][face_of[r]] = images_[i].edges[r].index;
-      }
-      for (const Indexed<uint32_t> face : images_[2].facets) {
-        const uint32_t own = birth[2][face.index], a = birth[0][face.index], b = birth[1][face.index];
-        if (own == kNone || a == kNone || b == kNone || edge_value(2, own) == face.key) continue;
-        if (positive_ && !(edge_value(0, a) < face.key && edge_value(1, b) < face.key)) continue;
-        if (bar_of_birth[0][a] != kNone && bar_of_birth[1][b] != kNone) m.partner[bar_of_birth[0][a]] = bar_of_birth[1][b];
-      }
-    }
-    sort_rows(m, [](Bar bar) { return bar.birth; });
   }
 
   const Cubical<D> grid_;

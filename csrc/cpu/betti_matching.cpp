@@ -2,9 +2,8 @@
 //                        in min(f, g): Stucki et al. 2023 (arXiv 2211.15272), 2024 (arXiv 2407.04683).   betti_matching_loss: the loss of
 //                        every pair of images and its gradients.   persistence_barcode: the bars of one image.
 // Shapes: images [N, *S] with one to three spatial dimensions; rows are flat pixel indices inside an image; loss [N], gradients like
-// images. Algorithm: values become integers in the order of the filtration; dimension 0 and the highest by union-find (betti_sweeps.h),
-// dimension 1
-//   of volumes by matrix reduction (betti_reduction.h). One image after another on a thread, images on all threads.
+// images. Algorithm: values become integers in the order of the filtration; pictures by union-find (betti_bars.h), volumes by union-find
+//   and, in dimension 1, by matrix reduction (betti_volume.h). One image after another on a thread, images on all threads.
 // Cost: pictures: a sort and a few sweeps, near-linear in the pixels. Volumes: as many, and the reduction, whose worst case is cubic.
 // Numerics: values are compared, never computed: pairs are exact. Terms are added in float64 in the order of the rows, gradients of a pixel
 //   too and rounded once; run_to_run, for any number of threads. NaN raises. A bar that dies at the last value of the filtration, +inf
@@ -24,6 +23,7 @@
 #include "../common/simd.h"
 #include "../functors/betti_loss.h"
 #include "betti_bars.h"
+#include "betti_volume.h"
 
 namespace nearlinear {
 namespace {
@@ -208,19 +208,30 @@ template <typename scalar_t, int D, typename F>
 void run_images(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op, F&& use) {
   const Cubical<D> grid = grid_of<D>(images);
   const KeyMaker<scalar_t> maker(images);
+  std::array<bool, D> dims{};
+  for (size_t d = 0; d < D; ++d) dims[d] = wanted[d] && static_cast<int64_t>(d) < images.nd;
+  int64_t units = images.pixels;  // of one image
+  if constexpr (D == 3) units = betti::Volume::work(grid, images.pair, dims);
+  Work work(images.count * units);
   std::atomic<int64_t> bad{-1};
-  parallel_for(0, images.count, 1, [&](int64_t first, int64_t last) {
+  // one or two volumes: one after another, each on several threads
+  const int64_t grain = D == 3 && images.count < 3 ? 3 : 1;
+  parallel_for(0, images.count, grain, [&](int64_t first, int64_t last) {
     std::vector<uint32_t> f, g;
-    for (int64_t k = first; k < last; ++k) {
+    for (int64_t k = first; k < last && !work.poll(); ++k) {
       if (!maker.make(k, f, g)) {
         bad = k;
         return;
       }
       const Keys keys{f.data(), images.pair ? g.data() : nullptr};
-      std::array<bool, D> dims{};
-      for (size_t d = 0; d < D; ++d) dims[d] = wanted[d] && static_cast<int64_t>(d) < images.nd;
       betti::Matchings<D> matchings;
-      betti::Instance<D>(grid, keys, dims, positive).run(matchings);
+      if constexpr (D == 3) {
+        betti::Volume(grid, keys.input, keys.target, dims, positive, work).run(matchings);
+        if (work.stopped()) return;
+      } else {
+        betti::Instance<D>(grid, keys, dims, positive).run(matchings);
+        work.add(units);
+      }
       std::array<Rows, D> rows;
       const scalar_t* values[2] = {static_cast<const scalar_t*>(images.input.const_data_ptr()) + k * images.pixels,
                                    static_cast<const scalar_t*>(images.target.const_data_ptr()) + k * images.pixels};
@@ -230,6 +241,7 @@ void run_images(const Images& images, std::array<bool, 3> wanted, bool positive,
       use(k, rows.data(), keys);
     }
   });
+  check(!work.stopped(), op, "interrupted");
   if (bad >= 0) report_nan<scalar_t>(images, bad, op);
 }
 
