@@ -26,7 +26,7 @@ PYTHON = [
     (BINS, "_far(kernel, grid, sources, gap + 1)", "_far(kernel, grid, sources, gap)", NEAR),
     (BINS, "kernel.slope * (place * mass - mean)", "kernel.slope * (mean - place * mass)", NEAR),
     (BINS, "value = kernel.right * below[..., None] * fall", "value = kernel.right * below[..., None] * rise", NEAR),
-    (BINS, "value = value + kernel.left * far[..., None] * rise", "pass", f"{TESTS} -k second_derivative"),
+    (BINS, "value = value + kernel.left * far[..., None] * rise", "pass", NEAR),
     (BINS, ".transpose(0, 1).reshape(terms, -1)", ".reshape(terms, -1)", NEAR),
     (BINS, "line[..., 1] = kernel.slope * width / 2 * mass", "pass", NEAR),
     (CLOSED, "scores = scores - _of(middle, x.group)", "scores = scores - 0 * _of(middle, x.group)", f"{TESTS} -k 'all_pairs and closed'"),
