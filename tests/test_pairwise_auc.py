@@ -123,6 +123,15 @@ def test_all_pairs_in_float64(name: str, method: str, dtype: torch.dtype) -> Non
             assert gradient_error <= 1e-13 * lost * slope.norm(), kind
 
 
+def test_gradient_of_many_samples() -> None:
+    """Potentials get the signs of their labels by parts; each is the gradient, to the last bit."""
+    s, y = torch.randn(140_001, requires_grad=True), torch.rand(140_001) < 0.3
+    (gradient,) = torch.autograd.grad(nearlinear.pairwise_auc_loss(s, y, surrogate="squared_hinge", reduction="sum"), s)
+    family, kernel = RECORDS["squared_hinge"].kernel(1, torch.float32)
+    potential = ops.pair_scan(s.detach(), y, None, None, 1, family, [], kernel, "scan")[1]
+    assert torch.equal(gradient, torch.where(y, potential, -potential))
+
+
 @pytest.mark.parametrize("kind", NARROW)
 @pytest.mark.parametrize("scale", [0.3, 1.0, 1.7])
 def test_bins_keep_their_bound_for_every_sample(kind: str, scale: float) -> None:
@@ -133,7 +142,7 @@ def test_bins_keep_their_bound_for_every_sample(kind: str, scale: float) -> None
         moments = ops.binned_moments(s, y, None, None, 1, *grid.arguments)
         for order in (0, 1):
             analytic = surrogates.Logistic(scale).analytic(order)
-            table = pair_bins.potentials(analytic, grid, moments)
+            (table,) = pair_bins.potentials((analytic,), grid, moments)
             got = ops.binned_values(s, y, None, table, grid.inv_width, grid.first)
             exact = reference.pair_potential(s, y, torch.ones_like(s), None, 1, "logistic", [scale], order, "", [])
             bound = pair_bins.error_bound(analytic, grid)
