@@ -132,10 +132,9 @@ def defined_lengths(p: Tensor, target: Tensor) -> Tensor:
 
 
 def defined_loss(p: Tensor, target: Tensor) -> Tensor:
-    weights = [1.0] * 3 * (p.dim() - 2)
-    return reference.betti_matching_loss(p.flatten(0, 1), target.flatten(0, 1), weights, True, False, 0.0, False, False, False, False)[
-        0
-    ].mean()
+    weights, x, y = [1.0] * 3 * (p.dim() - 2), p.flatten(0, 1), target.flatten(0, 1)
+    loss, _, _ = reference.betti_matching_loss(x, y, weights, True, False, 0.0, False, False, False, False)
+    return loss.mean()
 
 
 def three(p: Tensor, target: Tensor) -> Tensor:
