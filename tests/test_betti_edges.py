@@ -65,6 +65,8 @@ def test_infinities() -> None:
     assert nearlinear.betti_matching_loss(image[None], torch.zeros(1, 1, 3, 3), filtration="sublevel").isfinite()  # of the first pixel
     image[0, 2, 0] = -math.inf
     assert nearlinear.betti_matching_loss(image[None], torch.zeros(1, 1, 3, 3), filtration="sublevel") == math.inf
+    # births at -inf in both are equal, and only one of them is never charged
+    assert nearlinear.betti_matching_loss(image[None], image[None], filtration="sublevel", essential=True) == 0
 
 
 def test_values_are_compared_exactly() -> None:

@@ -349,7 +349,8 @@ double loss_of_first(Keys keys, uint32_t pixels, double weight, Side<scalar_t> f
   const int64_t b = std::min_element(keys.target, keys.target + pixels) - keys.target;
   const double slope = BettiTerms::matched_slope(f[a], g[b], weight);
   f.add(a, slope), g.add(b, -slope);
-  return 2 * weight * (f[a] - g[b]) * (f[a] - g[b]);
+  const double apart = BettiTerms::apart(f[a], g[b]);
+  return 2 * weight * apart * apart;
 }
 
 std::tuple<Tensor, Tensor, Tensor> betti_matching_loss_cpu(const Tensor& input, const Tensor& target, std::vector<double> weights,

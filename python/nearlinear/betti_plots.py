@@ -38,7 +38,7 @@ def plot_barcode_matching(matching: BettiMatching, input: Tensor, target: Tensor
     ax = _axes(ax, height=1.5 + 0.12 * sum(min(most, len(t)) for t in (bars.matched, bars.matched, bars.input, bars.target)))
     y = 0.0
 
-    def draw(values: Tensor, ends: Tensor, dim: int, color: str, line: str) -> None:
+    def draw(values: Tensor, ends: Tensor, dim: int, color: str, line: Any) -> None:
         b, d = (float(values[int(e)]) for e in ends)
         ax.plot([b, d], [y, y], color=color, linestyle=line, linewidth=2.5, solid_capstyle="butt")
         ax.plot([b], [y], marker="os^"[dim], color=color, markersize=4)

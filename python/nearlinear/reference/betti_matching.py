@@ -181,6 +181,11 @@ def betti_matching_loss(
     return _loss(input, target, *options), d_input, d_target
 
 
+def _apart(x: Tensor, y: Tensor) -> Tensor:
+    """x - y, 0 for equal infinities."""
+    return (x - y).masked_fill(x.isinf() & (x == y), 0.0)
+
+
 def _loss(
     input: Tensor, target: Tensor, pairs: tuple[Tensor, ...], weights: Sequence[float], superlevel: bool, min_persistence: float,
     push: bool, essential: bool,
@@ -197,7 +202,7 @@ def _loss(
         image = group // nd
         values = [x[image[:, None], pixels] for x, pixels in zip(((p, t), (p,), (t,))[kind], rows.split(2, 1), strict=True)]
         if kind == 0:
-            term = 2 * (values[0] - values[1]).square().sum(1)
+            term = 2 * _apart(*values).square().sum(1)
         else:
             birth, death = values[0].unbind(1)
             term = 2 * ((birth - born).square() + (death - dead).square()) if push else (birth - death).square()
@@ -205,7 +210,7 @@ def _loss(
         loss = loss.index_add(0, image, factors[group % nd, kind] * term)
     if essential:
         first = [(x.argmax(1) if superlevel else x.argmin(1))[:, None] for x in (p, t)]
-        loss = loss + 2 * factors[0, 0] * (p.gather(1, first[0]) - t.gather(1, first[1])).square()[:, 0]
+        loss = loss + 2 * factors[0, 0] * _apart(p.gather(1, first[0]), t.gather(1, first[1])).square()[:, 0]
     return loss
 
 
