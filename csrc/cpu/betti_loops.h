@@ -31,11 +31,13 @@ class LoopReduction {
   // rows and columns: images that give their orders. If only trivial pairs are asked for, both are one image, and faces whose edge has a
   // smaller value than they are left alone: their columns are never reduced to the end.
   void run(const LoopOrder& rows, const LoopOrder& columns, bool only_trivial) {
+    added_ = 0;
     find_partners(rows, columns);
     list_lone(rows, columns);
     place_edges(rows.edges);
     expand(rows.edges, columns.faces, only_trivial);
     if (!work_.stopped()) reduce(columns.faces);
+    work_.add(share_ - added_);
   }
 
   // the face that is the death of an edge
