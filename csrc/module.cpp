@@ -1,6 +1,7 @@
 // the Python object of the compiled module: build facts only. Loading it registers the ops (schema.cpp and the kernels).
 #include <pybind11/pybind11.h>
 
+#include "common/interrupt.h"
 #include "facts.h"
 
 namespace py = pybind11;
@@ -31,6 +32,11 @@ py::dict build_info() {
   return info;
 }
 
+py::tuple progress() { return py::make_tuple(nearlinear::progress.done.load(), nearlinear::progress.total.load()); }
+
 }  // namespace
 
-PYBIND11_MODULE(_C, m) { m.def("build_info", &build_info, "Facts stamped at build time, and the SIMD level chosen at load time."); }
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &build_info, "Facts stamped at build time, and the SIMD level chosen at load time.");
+  m.def("progress", &progress, "Units of work of the long kernels that run now: done, and altogether.");
+}

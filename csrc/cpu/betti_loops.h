@@ -31,11 +31,13 @@ class LoopReduction {
   // rows and columns: images that give their orders. If only trivial pairs are asked for, both are one image, and faces whose edge has a
   // smaller value than they are left alone: their columns are never reduced to the end.
   void run(const LoopOrder& rows, const LoopOrder& columns, bool only_trivial) {
+    added_ = 0;
     find_partners(rows, columns);
     list_lone(rows, columns);
     place_edges(rows.edges);
     expand(rows.edges, columns.faces, only_trivial);
     if (!work_.stopped()) reduce(columns.faces);
+    work_.add(share_ - added_);
   }
 
   // the face that is the death of an edge
@@ -61,7 +63,8 @@ class LoopReduction {
   static constexpr uint8_t kLone = 4, kCleared = 5;
   // entries of a column in the pool, its largest first; number of its face. size 0: none
   struct Column {
-    uint32_t begin, size, number;
+    uint64_t begin;
+    uint32_t size, number;
   };
   // from one cell to another: how far values are, and names
   struct Step {
@@ -102,7 +105,8 @@ class LoopReduction {
   Field<uint8_t> partner_;  // of each edge: its number among the faces of the edge, kLone or kCleared
   Values position_;         // of each lone edge among all in order
   std::vector<uint8_t> flags_;
-  std::vector<uint32_t> lone_edges_, lone_faces_, begin_, pool_, found_ = std::vector<uint32_t>(64);
+  std::vector<uint64_t> begin_;  // of the entries of each lone face in the pool
+  std::vector<uint32_t> lone_edges_, lone_faces_, pool_, found_ = std::vector<uint32_t>(64);
   std::vector<uint64_t> heap_;
   std::vector<Column> columns_, next_;  // columns_: of each position
   Valued order_, spare_;
@@ -208,7 +212,7 @@ inline void LoopReduction::expand(const Values& edges, const Values& faces, bool
     if (poll(k, n, 0)) return;
     const uint32_t face = lone_faces_[k];
     if (only_trivial) floor = faces.at(face) - 1;
-    begin_[k] = static_cast<uint32_t>(pool_.size()), found = 0;
+    begin_[k] = pool_.size(), found = 0;
     open(face, from_face_[face & 3]);
     while (const uint64_t top = column.pop()) {
       const uint32_t edge = static_cast<uint32_t>(top);
@@ -216,7 +220,7 @@ inline void LoopReduction::expand(const Values& edges, const Values& faces, bool
     }
     close(found);
   }
-  begin_[n] = static_cast<uint32_t>(pool_.size());
+  begin_[n] = pool_.size();
 }
 
 // puts the positions of the edges that were found an odd number of times into the pool, the largest first
@@ -247,7 +251,7 @@ inline void LoopReduction::reduce(const Values& faces) {
   next_.resize(n);
   for (size_t k = 0; k < n; ++k) {
     const uint32_t i = order_[k].index;
-    next_[k] = {begin_[i], begin_[i + 1] - begin_[i], i};
+    next_[k] = {begin_[i], static_cast<uint32_t>(begin_[i + 1] - begin_[i]), i};
   }
   columns_.assign(lone_edges_.size(), {0, 0, 0});
   WorkingColumn column(heap_);
@@ -269,9 +273,9 @@ inline void LoopReduction::reduce(const Values& faces) {
       uint64_t top = column.pop();
       for (; top != 0 && columns_[top - 1].size != 0; top = column.pop()) add(columns_[top - 1], 1);
       if (top == 0) continue;
-      c.begin = static_cast<uint32_t>(pool_.size());
+      c.begin = pool_.size();
       for (; top != 0; top = column.pop()) pool_.push_back(static_cast<uint32_t>(top - 1));
-      c.size = static_cast<uint32_t>(pool_.size()) - c.begin;
+      c.size = static_cast<uint32_t>(pool_.size() - c.begin);
     }
     columns_[pool_[c.begin]] = c;
   }

@@ -2,140 +2,34 @@
 //                        in min(f, g): Stucki et al. 2023 (arXiv 2211.15272), 2024 (arXiv 2407.04683).   betti_matching_loss: the loss of
 //                        every pair of images and its gradients.   persistence_barcode: the bars of one image.
 // Shapes: images [N, *S] with one to three spatial dimensions; rows are flat pixel indices inside an image; loss [N], gradients like
-// images. Algorithm: values become integers in the order of the filtration; pictures by union-find (betti_bars.h), volumes by union-find
-//   and, in dimension 1, by matrix reduction (betti_volume.h). One image after another on a thread, images on all threads.
-// Cost: pictures: a sort and a few sweeps, near-linear in the pixels. Volumes: as many, and the reduction, whose worst case is cubic.
+//   images.
+// Algorithm: values become integers in the order of the filtration (betti_keys.h). Pictures by basins and trees (betti_picture.h). Volumes:
+//   dimensions 0 and 2 by basins and union-find, dimension 1 by matrix reduction (betti_volume.h). One image after another on a thread,
+//   images on all threads, one or two volumes in parts.
+// Cost: pictures: near-linear in the pixels, about 70 bytes each. Volumes: sorts and sweeps, and the reduction, whose worst case is cubic;
+//   about 260 bytes a voxel. Long runs end on Ctrl-C.
 // Numerics: values are compared, never computed: pairs are exact. Terms are added in float64 in the order of the rows, gradients of a pixel
 //   too and rounded once; run_to_run, for any number of threads. NaN raises. A bar that dies at the last value of the filtration, +inf
 //   (superlevel: -inf), is none: those cells never enter.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <atomic>
-#include <limits>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "../common/check.h"
-#include "../common/dispatch.h"
-#include "../common/simd.h"
 #include "../functors/betti_loss.h"
-#include "betti_bars.h"
+#include "betti_keys.h"
+#include "betti_picture.h"
 #include "betti_volume.h"
 
 namespace nearlinear {
 namespace {
 
+using betti::Images;
+using betti::KeyMaker;
 using betti::Keys;
 using betti::kNone;
 using betti::Matching;
 using torch::stable::Tensor;
-
-template <typename F>
-void dispatch_values(ScalarType dtype, const char* op, F&& f) {
-  if (dtype == ScalarType::Byte) return f(uint8_t{});
-  if (dtype == ScalarType::Bool) return f(bool{});
-  dispatch_floating(dtype, op, "input", f);
-}
-
-// the images of one call
-struct Images {
-  Tensor input, target;  // contiguous; target is input where there is none
-  bool pair, superlevel;
-  int64_t count, pixels, nd;
-  std::array<int64_t, 3> side;
-
-  Images(const Tensor& input_, const Tensor* target_, bool superlevel_, const char* op)
-      : input(torch::stable::contiguous(input_)),
-        target(target_ ? torch::stable::contiguous(*target_) : input),
-        pair(target_ != nullptr),
-        superlevel(superlevel_),
-        nd(input_.dim() - 1) {
-    check(nd >= 1 && nd <= 3, op, "input must have shape (N, *S) with one to three spatial dimensions, got ", nd + 1, " dimensions");
-    check(target.scalar_type() == input.scalar_type(), op, "target must have the dtype of input");
-    check(target.dim() == nd + 1, op, "target must have the shape of input, got ", target.dim(), " dimensions");
-    count = input.size(0), pixels = 1;
-    side = {1, 1, 1};
-    for (int64_t a = 0; a < nd; ++a) {
-      side[static_cast<size_t>(a)] = input.size(a + 1);
-      check(input.size(a + 1) >= 1, op, "spatial sides must be at least 1, got ", input.size(a + 1), " in dimension ", a + 1);
-      pixels *= input.size(a + 1);
-    }
-    for (int64_t a = 0; a <= nd; ++a)
-      check(target.size(a) == input.size(a), op, "target must have the shape of input: dimension ", a, " is ", input.size(a), " and ",
-            target.size(a));
-    const int64_t most = std::numeric_limits<int32_t>::max() / std::max<int64_t>(nd, 2);
-    check(pixels <= most, op, "images must have at most ", most, " pixels, got ", pixels);
-  }
-};
-
-// the images as integers in the order of the filtration
-template <typename scalar_t>
-class KeyMaker {
- public:
-  KeyMaker(const Images& images) : images_(images), flip_(images.superlevel) {}
-
-  // false if a value is NaN
-  bool make(int64_t image, std::vector<uint32_t>& input, std::vector<uint32_t>& target) const {
-    const size_t n = static_cast<size_t>(images_.pixels);
-    input.resize(n), target.resize(images_.pair ? n : 0);
-    const scalar_t* f = static_cast<const scalar_t*>(images_.input.const_data_ptr()) + image * images_.pixels;
-    const scalar_t* g = static_cast<const scalar_t*>(images_.target.const_data_ptr()) + image * images_.pixels;
-    if constexpr (std::is_same_v<scalar_t, double>) return rank(f, g, input, target);
-    bool ok = true;
-    for (size_t i = 0; i < n; ++i) input[i] = key(f[i], ok);
-    for (size_t i = 0; i < target.size(); ++i) target[i] = key(g[i], ok);
-    return ok;
-  }
-
-  // key of a value at which no cell enters; for ranks that of the largest, if it is infinite
-  static bool infinite(scalar_t x, bool superlevel) {
-    if constexpr (std::is_integral_v<scalar_t>) {
-      return false;
-    } else {
-      const auto v = simd::to_op(x);
-      constexpr auto most = std::numeric_limits<std::remove_const_t<decltype(v)>>::infinity();
-      return v == (superlevel ? -most : most);
-    }
-  }
-
- private:
-  uint32_t key(scalar_t x, bool& ok) const {
-    if constexpr (std::is_integral_v<scalar_t>) {
-      return flip_ ? 255u - x : x;
-    } else if constexpr (!std::is_same_v<scalar_t, double>) {
-      const uint32_t k = ordered_key(static_cast<float>(simd::to_op(x)));
-      ok = ok && k != kNotANumber<uint32_t>;
-      return flip_ ? ~k : k;
-    }
-    return 0;
-  }
-
-  // joint ranks of the values of both images
-  bool rank(const scalar_t* f, const scalar_t* g, std::vector<uint32_t>& input, std::vector<uint32_t>& target) const {
-    const size_t n = input.size(), all = n + target.size();
-    std::vector<Indexed<uint64_t>> records(all), spare(all);
-    bool ok = true;
-    for (size_t i = 0; i < all; ++i) {
-      const uint64_t k = ordered_key(static_cast<double>(i < n ? f[i] : g[i - n]));
-      ok = ok && k != kNotANumber<uint64_t>;
-      records[i] = {flip_ ? ~k : k, i};
-    }
-    radix_sort(records.data(), spare.data(), static_cast<int64_t>(all), 0, records.data());
-    uint32_t r = 0;
-    for (size_t i = 0; i < all; ++i) {
-      r += i > 0 && records[i].key != records[i - 1].key;
-      const size_t at = static_cast<size_t>(records[i].index);
-      (at < n ? input[at] : target[at - n]) = r;
-    }
-    return ok;
-  }
-
-  const Images& images_;
-  const bool flip_;
-};
 
 using Row2 = std::array<int64_t, 2>;
 using Row4 = std::array<int64_t, 4>;
@@ -147,107 +41,117 @@ struct Rows {
 };
 
 // bars of dimension d as pixels; those that die where no cell enters are none, and their partners stay alone
-template <int D, typename dead_t>
-void to_rows(const Cubical<D>& grid, int d, Keys keys, const Matching& m, dead_t infinite, Rows& out) {
-  const auto axes = [&](int type, int dim) {
-    return dim == 0 ? 0u : dim == D ? grid.all_axes : dim == 1 ? grid.edge_axes(type) : grid.facet_axes(type);
+template <int D>
+void to_rows(const Cubical<D>& grid, int d, Keys keys, const Matching& m, uint32_t infinite, Rows& out) {
+  const auto row = [&](const uint32_t* key, betti::Bar bar) {
+    return std::array<uint32_t, 2>{critical_pixel_of(grid, key, bar.birth, d), critical_pixel_of(grid, key, bar.death, d + 1)};
   };
-  const auto pixel = [&](const uint32_t* key, uint32_t cell, int dim) -> int64_t {
-    const bool typed = dim > 0 && dim < D;
-    return grid.critical_pixel(key, typed ? cell / D : cell, axes(typed ? static_cast<int>(cell % D) : 0, dim));
-  };
-  const auto row = [&](const uint32_t* key, betti::Bar bar) { return Row2{pixel(key, bar.birth, d), pixel(key, bar.death, d + 1)}; };
   std::vector<uint8_t> used(m.target.size(), 0);
+  const size_t pairs = m.input.size() - static_cast<size_t>(std::count(m.partner.begin(), m.partner.end(), kNone));
+  out.matched.reserve(pairs), out.input.reserve(m.input.size() - pairs), out.target.reserve(m.target.size() - pairs);
   for (size_t i = 0; i < m.input.size(); ++i) {
-    const Row2 mine = row(keys.input, m.input[i]);
+    const auto [birth, death] = row(keys.input, m.input[i]);
     const uint32_t j = m.partner[i];
-    const bool gone = infinite(0, mine[1]);
+    const bool gone = keys.input[death] == infinite;
     if (j != kNone) {
-      const Row2 other = row(keys.target, m.target[j]);
-      if (!gone && !infinite(1, other[1])) {
+      const auto [birth2, death2] = row(keys.target, m.target[j]);
+      if (!gone && keys.target[death2] != infinite) {
         used[j] = 1;
-        out.matched.push_back({mine[0], mine[1], other[0], other[1]});
+        out.matched.push_back({birth, death, birth2, death2});
         continue;
       }
     }
-    if (!gone) out.input.push_back(mine);
+    if (!gone) out.input.push_back({birth, death});
   }
   for (size_t j = 0; j < m.target.size(); ++j) {
     if (used[j]) continue;
-    const Row2 other = row(keys.target, m.target[j]);
-    if (!infinite(1, other[1])) out.target.push_back(other);
+    const auto [birth, death] = row(keys.target, m.target[j]);
+    if (keys.target[death] != infinite) out.target.push_back({birth, death});
   }
 }
 
 template <int D>
 Cubical<D> grid_of(const Images& images) {
-  // a signal is a picture with one row
+  // a signal is a picture with one row, and so is a picture with one column
   const auto& s = images.side;
   if constexpr (D == 3) {
     return Cubical<3>({s[0], s[1], s[2]});
   } else {
-    return images.nd == 1 ? Cubical<2>({1, s[0]}) : Cubical<2>({s[0], s[1]});
+    return images.nd == 1 || s[1] == 1 ? Cubical<2>({1, s[0]}) : Cubical<2>({s[0], s[1]});
   }
 }
 
-template <typename scalar_t>
-void report_nan(const Images& images, int64_t image, const char* op) {
-  if constexpr (!std::is_integral_v<scalar_t>)
-    for (int side = 0; side < 2; ++side) {
-      const Tensor& t = side == 0 ? images.input : images.target;
-      const scalar_t* x = static_cast<const scalar_t*>(t.const_data_ptr()) + image * images.pixels;
-      for (int64_t i = 0; i < images.pixels; ++i) {
-        const auto v = simd::to_op(x[i]);
-        check(v == v, op, side == 0 ? "input" : "target", " must not be NaN, got NaN in image ", image, " at flat index ", i);
-      }
-    }
-}
+// finds the bars of one image after another, each of so many units of work
+template <int D>
+class Solver;
+
+template <>
+class Solver<2> {
+ public:
+  Solver(const Cubical<2>& grid, std::array<bool, 2> wanted, bool positive) : units_(grid.pixels), picture_(grid, wanted, positive) {}
+  static int64_t units(const Cubical<2>& grid, bool, std::array<bool, 2>) { return grid.pixels; }
+  void run(Keys keys, betti::Matchings<2>& out, Work& work) {
+    picture_.run(keys, out);
+    work.add(units_);
+  }
+
+ private:
+  const int64_t units_;
+  betti::Picture picture_;
+};
+
+template <>
+class Solver<3> {
+ public:
+  Solver(const Cubical<3>& grid, std::array<bool, 3> wanted, bool positive) : grid_(grid), wanted_(wanted), positive_(positive) {}
+  static int64_t units(const Cubical<3>& grid, bool pair, std::array<bool, 3> wanted) { return betti::Volume::units(grid, pair, wanted); }
+  void run(Keys keys, betti::Matchings<3>& out, Work& work) const {
+    out = {};
+    betti::Volume(grid_, keys, wanted_, positive_, work).run(out);
+  }
+
+ private:
+  const Cubical<3> grid_;
+  const std::array<bool, 3> wanted_;
+  const bool positive_;
+};
 
 // calls use(image, keys, rows) for every image, images on all threads; rows: one for each homology dimension
 template <typename scalar_t, int D, typename F>
 void run_images(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op, F&& use) {
   const Cubical<D> grid = grid_of<D>(images);
-  const KeyMaker<scalar_t> maker(images);
   std::array<bool, D> dims{};
   for (size_t d = 0; d < D; ++d) dims[d] = wanted[d] && static_cast<int64_t>(d) < images.nd;
-  int64_t units = images.pixels;  // of one image
-  if constexpr (D == 3) units = betti::Volume::work(grid, images.pair, dims);
-  Work work(images.count * units);
+  Work work(images.count * Solver<D>::units(grid, images.pair, dims));
   std::atomic<int64_t> bad{-1};
   // one or two volumes: one after another, each on several threads
   const int64_t grain = D == 3 && images.count < 3 ? 3 : 1;
   parallel_for(0, images.count, grain, [&](int64_t first, int64_t last) {
-    std::vector<uint32_t> f, g;
+    Solver<D> solver(grid, dims, positive);
+    betti::Matchings<D> matchings;
+    KeyMaker<scalar_t> maker(images);
     for (int64_t k = first; k < last && !work.poll(); ++k) {
-      if (!maker.make(k, f, g)) {
+      if (!maker.make(k)) {
         bad = k;
         return;
       }
-      const Keys keys{f.data(), images.pair ? g.data() : nullptr};
-      betti::Matchings<D> matchings;
-      if constexpr (D == 3) {
-        betti::Volume(grid, keys.input, keys.target, dims, positive, work).run(matchings);
-        if (work.stopped()) return;
-      } else {
-        betti::Instance<D>(grid, keys, dims, positive).run(matchings);
-        work.add(units);
-      }
+      const Keys keys = maker.keys();
+      solver.run(keys, matchings, work);
+      if (work.stopped()) return;
       std::array<Rows, D> rows;
-      const scalar_t* values[2] = {static_cast<const scalar_t*>(images.input.const_data_ptr()) + k * images.pixels,
-                                   static_cast<const scalar_t*>(images.target.const_data_ptr()) + k * images.pixels};
-      const auto infinite = [&](int side, int64_t pixel) { return maker.infinite(values[side][pixel], images.superlevel); };
       for (int d = 0; d < D; ++d)
-        if (dims[static_cast<size_t>(d)]) to_rows(grid, d, keys, matchings[static_cast<size_t>(d)], infinite, rows[static_cast<size_t>(d)]);
+        if (dims[static_cast<size_t>(d)])
+          to_rows(grid, d, keys, matchings[static_cast<size_t>(d)], maker.infinite, rows[static_cast<size_t>(d)]);
       use(k, rows.data(), keys);
     }
   });
   check(!work.stopped(), op, "interrupted");
-  if (bad >= 0) report_nan<scalar_t>(images, bad, op);
+  if (bad >= 0) betti::report_nan<scalar_t>(images, bad, op);
 }
 
 template <typename F>
 void for_images(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op, F&& use) {
-  dispatch_values(images.input.scalar_type(), op, [&](auto zero) {
+  betti::dispatch_values(images.input.scalar_type(), op, [&](auto zero) {
     using scalar_t = decltype(zero);
     if (images.nd == 3) {
       run_images<scalar_t, 3>(images, wanted, positive, op, use);

@@ -3,9 +3,9 @@
 #pragma once
 #include <memory>
 
+#include "betti_bars.h"
 #include "betti_loops.h"
 #include "betti_merges.h"
-#include "betti_sweeps.h"
 
 namespace nearlinear::betti {
 
@@ -13,26 +13,23 @@ class Volume {
  public:
   using Wanted = std::array<bool, 3>;
   // units of work that a volume is
-  static int64_t work(const Grid3& grid, bool pair, Wanted wanted) {
+  static int64_t units(const Grid3& grid, bool pair, Wanted wanted) {
     const int64_t sweeps = pair ? 3 : 1, reductions = !wanted[1] ? 0 : pair ? 5 : 1;
     return (sweeps + reductions) * grid.pixels;
   }
 
-  // keys of the images; target may be null: bars of the input alone
-  Volume(const Grid3& grid, const uint32_t* input, const uint32_t* target, Wanted wanted, bool positive, Work& work)
-      : grid_(grid), wanted_(wanted), positive_(positive), work_(work), images_(target != nullptr ? 3 : 1) {
-    const auto value = [&](size_t i) {
-      images_[i].values = std::make_unique<CellValues>(grid_, [&](uint32_t p) {
-        return i == 0 ? input[p] : i == 1 ? target[p] : std::min(input[p], target[p]);
-      });
-    };
+  Volume(const Grid3& grid, Keys keys, Wanted wanted, bool positive, Work& work)
+      : grid_(grid), wanted_(wanted), positive_(positive), work_(work), images_(keys.target != nullptr ? 3 : 1) {
     each_image([&](size_t first, size_t last) {
-      for (size_t i = first; i < last; ++i) value(i);
+      for (size_t i = first; i < last; ++i)
+        images_[i].values = std::make_unique<CellValues>(grid_, [&](uint32_t p) {
+          return i == 0 ? keys.input[p] : i == 1 ? keys.target[p] : std::min(keys.input[p], keys.target[p]);
+        });
     });
   }
 
   // leaves early, with nothing of use, if the work is stopped
-  void run(std::array<Matching, 3>& out) {
+  void run(Matchings<3>& out) {
     each_image([&](size_t first, size_t last) {
       MergeScratch scratch;
       for (size_t i = first; i < last && !work_.poll(); ++i) sweep(images_[i], i, scratch);

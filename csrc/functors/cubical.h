@@ -68,6 +68,16 @@ struct Cubical {
   NL_HD static unsigned facet_axes(int type) { return all_axes & ~(1u << normal(type)); }
 };
 
+// the pixel that has the value of a cell of dimension `dim`, given by its id
+template <int D, typename key_t>
+NL_HD uint32_t critical_pixel_of(const Cubical<D>& grid, const key_t* key, uint32_t cell, int dim) {
+  if (dim == 0) return cell;
+  if (dim == D) return grid.critical_pixel(key, cell, grid.all_axes);
+  const uint32_t pixel = cell / D, type = cell % D;
+  if (dim == 1) return key[pixel + grid.stride[type]] >= key[pixel] ? pixel + grid.stride[type] : pixel;
+  return grid.critical_pixel(key, pixel, grid.facet_axes(static_cast<int>(type)));
+}
+
 // calls f(pixel, coordinates) for every pixel in order
 template <int D, typename F>
 void for_pixels(const Cubical<D>& grid, F&& f) {

@@ -13,7 +13,7 @@ from ._checks import check_devices, check_shape, check_tensor, require
 
 __all__ = [
     "FILTRATIONS", "INTERVALS", "PUSHES", "check_dims", "check_dtype", "check_labels", "check_numbers", "check_pair",
-    "check_probabilities", "check_spatial", "check_word", "raise_not_a_number", "reads_values",
+    "check_probabilities", "check_spatial", "check_word", "raise_better", "raise_not_a_number", "reads_values",
 ]  # fmt: skip
 
 FILTRATIONS, INTERVALS, PUSHES = ("superlevel", "sublevel"), ("all", "positive"), ("diagonal", "opposite")
@@ -97,3 +97,10 @@ def raise_not_a_number(function: str, **images: Tensor) -> None:
         if image.is_floating_point() and bool((missing := image.isnan()).any()):
             position = ", ".join(str(int(i)) for i in missing.nonzero()[0])
             raise ValueError(f"{function}: {name} must not be NaN, got NaN at {name}[{position}]")
+
+
+def raise_better(error: RuntimeError, function: str, **images: Tensor) -> None:
+    """What an error of the op means: KeyboardInterrupt, or ValueError for a NaN; returns if it is neither."""
+    if str(error).startswith(f"{function}: interrupted"):
+        raise KeyboardInterrupt from None
+    raise_not_a_number(function, **images)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import _C
 from . import betti_checks as checks
 from ._checks import check_reduction, require
 from .betti_images import Classes, places, stacked
 from .betti_metrics import betti_matching_error, betti_number_error, betti_numbers
 from .betti_results import BettiMatching, PersistenceBarcode
+from .progress import watched
 
 __all__ = [
     "BettiMatchingLoss",
@@ -38,6 +41,7 @@ def betti_matching(
     filtration: str = "superlevel",
     image_intervals: str = "all",
     dims: Sequence[int] | None = None,
+    progress: bool = False,
 ) -> BettiMatching:
     r"""Match the bars of the persistence barcodes of two images through their images in the barcode of both together (Stucki et al. 2023,
     arXiv:2211.15272; volumes: arXiv:2407.04683).
@@ -49,6 +53,7 @@ def betti_matching(
         filtration: ``"superlevel"``, large values enter first, or ``"sublevel"``. Pixels connect along axes (4 neighbours, 6 in volumes).
         image_intervals: ``"all"``, as the published programs, or ``"positive"``: only intervals that are born before they die match.
         dims: homology dimensions, all by default: 0 components, 1 loops, 2 cavities. Those left out cost nothing.
+        progress: draw a bar on a terminal, for large volumes on the CPU. Ctrl-C ends them at once.
 
     Returns:
         :class:`nearlinear.BettiMatching`: pixels, without gradient. Bars of zero length and the one that never dies are not among them.
@@ -75,9 +80,10 @@ def betti_matching(
     wanted = checks.check_dims(_MATCHING, dims, nd)
     x, y = (stacked(image.detach(), nd).to(dtype) for image in (input, target))
     try:
-        *tables, offsets = _ops.betti_matching(x, y, wanted, filtration == "superlevel", image_intervals == "positive")
-    except RuntimeError:
-        checks.raise_not_a_number(_MATCHING, input=input, target=target)
+        with watched(_C.progress, _MATCHING) if progress else nullcontext():
+            *tables, offsets = _ops.betti_matching(x, y, wanted, filtration == "superlevel", image_intervals == "positive")
+    except RuntimeError as error:
+        checks.raise_better(error, _MATCHING, input=input, target=target)
         raise
     matched, input_only, target_only = ((rows, *places(rows, offsets[:, i], nd)) for i, rows in enumerate(tables))
     return BettiMatching(*matched, *input_only, *target_only, len(x))
@@ -111,8 +117,8 @@ def persistence_barcode(
     x = stacked(input.detach(), nd)
     try:
         pairs, offsets = _ops.persistence_barcode(x, wanted, filtration == "superlevel")
-    except RuntimeError:
-        checks.raise_not_a_number(_BARCODE, input=input)
+    except RuntimeError as error:
+        checks.raise_better(error, _BARCODE, input=input)
         raise
     first = offsets.new_empty(0)
     if essential and 0 in wanted:
@@ -211,8 +217,8 @@ def betti_matching_loss(
     names = checks.FILTRATIONS if filtration == "both" else (filtration,)
     try:
         found = [_ops.betti_matching_loss(x, y, weights, name == "superlevel", *rest)[0] for name in names]
-    except RuntimeError:
-        checks.raise_not_a_number(_LOSS, input=input, target=target)
+    except RuntimeError as error:
+        checks.raise_better(error, _LOSS, input=input, target=target)
         raise
     images = (found[0] if len(found) == 1 else (found[0] + found[1]) / 2).view(lead)
     if reduction == "none":

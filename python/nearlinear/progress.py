@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any, Generic, TextIO, TypeVar
 
-__all__ = ["Progress", "progress"]
+__all__ = ["Progress", "progress", "watched"]
 
 T = TypeVar("T")
 
@@ -82,3 +85,27 @@ def progress(
         except ImportError:
             kind = _Bar
     return kind(iterable, size, desc, stream)
+
+
+@contextmanager
+def watched(read: Callable[[], tuple[int, int]], desc: str, *, quiet: bool = False, file: TextIO | None = None) -> Iterator[None]:
+    """Draw, while the body runs, how far ``read()`` = (done, total) says that it is; from a thread, as the body may be one long call."""
+    over = threading.Event()
+
+    def percents() -> Iterator[int]:
+        shown = 0
+        while shown < 100:
+            over.wait(0.1)
+            done, total = read()
+            percent = 100 if over.is_set() else min(99, 100 * done // max(total, 1))
+            yield from range(shown, percent)
+            shown = max(shown, percent)
+
+    bar = progress(percents(), 100, desc, quiet=quiet, file=file)
+    thread = threading.Thread(target=deque, args=(bar, 0), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

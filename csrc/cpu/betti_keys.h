@@ -1,0 +1,142 @@
+// images of a Betti matching op as integers in the order of the filtration.
+//
+// Order-preserving keys of 32 bits, complemented for superlevel sets; of float64, joint ranks of the values of both images. Keys of 8-bit
+// values are the values: sorts skip the digits that all keys share.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <limits>
+
+#include "../common/check.h"
+#include "../common/dispatch.h"
+#include "../common/simd.h"
+#include "../functors/cubical.h"
+#include "betti_bars.h"
+#include "sorted_segments.h"
+
+namespace nearlinear::betti {
+
+using torch::stable::Tensor;
+
+template <typename F>
+void dispatch_values(ScalarType dtype, const char* op, F&& f) {
+  if (dtype == ScalarType::Byte) return f(uint8_t{});
+  if (dtype == ScalarType::Bool) return f(bool{});
+  dispatch_floating(dtype, op, "input", f);
+}
+
+// the images of one call
+struct Images {
+  Tensor input, target;  // contiguous; target is input where there is none
+  bool pair, superlevel;
+  int64_t count, pixels, nd;
+  std::array<int64_t, 3> side;
+
+  Images(const Tensor& input_, const Tensor* target_, bool superlevel_, const char* op)
+      : input(torch::stable::contiguous(input_)),
+        target(target_ ? torch::stable::contiguous(*target_) : input),
+        pair(target_ != nullptr),
+        superlevel(superlevel_),
+        nd(input_.dim() - 1) {
+    check(nd >= 1 && nd <= 3, op, "input must have shape (N, *S) with one to three spatial dimensions, got ", nd + 1, " dimensions");
+    check(target.scalar_type() == input.scalar_type(), op, "target must have the dtype of input");
+    check(target.dim() == nd + 1, op, "target must have the shape of input, got ", target.dim(), " dimensions");
+    count = input.size(0), pixels = 1;
+    side = {1, 1, 1};
+    for (int64_t a = 0; a < nd; ++a) {
+      side[static_cast<size_t>(a)] = input.size(a + 1);
+      check(input.size(a + 1) >= 1, op, "spatial sides must be at least 1, got ", input.size(a + 1), " in dimension ", a + 1);
+      pixels *= input.size(a + 1);
+    }
+    for (int64_t a = 0; a <= nd; ++a)
+      check(target.size(a) == input.size(a), op, "target must have the shape of input: dimension ", a, " is ", input.size(a), " and ",
+            target.size(a));
+    const int64_t most = std::numeric_limits<int32_t>::max() / std::max<int64_t>(nd, 2);
+    check(pixels <= most, op, "images must have at most ", most, " pixels, got ", pixels);
+  }
+};
+
+// false if a value is NaN
+template <typename scalar_t>
+NL_CLONES bool make_keys(const scalar_t* __restrict in, int64_t n, uint32_t flip, uint32_t* __restrict out) {
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (std::is_integral_v<scalar_t>) {
+      out[i] = in[i] ^ (flip & 255u);
+    } else {
+      const uint32_t k = ordered_key(static_cast<float>(simd::to_op(in[i])));
+      bad |= k == kNotANumber<uint32_t>;
+      out[i] = k ^ flip;
+    }
+  }
+  return bad == 0;
+}
+
+// the images as integers in the order of the filtration
+template <typename scalar_t>
+class KeyMaker {
+ public:
+  std::vector<uint32_t> input, target;
+  uint32_t infinite = kNone;  // the key at which no cell enters
+
+  explicit KeyMaker(const Images& images) : images_(images), flip_(images.superlevel ? kNone : 0) {
+    input.resize(static_cast<size_t>(images.pixels)), target.resize(images.pair ? input.size() : 0);
+    if constexpr (!std::is_integral_v<scalar_t>) infinite = ordered_key(std::numeric_limits<float>::infinity());  // -inf if flipped
+  }
+
+  // false if a value is NaN
+  bool make(int64_t image) {
+    const scalar_t* f = static_cast<const scalar_t*>(images_.input.const_data_ptr()) + image * images_.pixels;
+    const scalar_t* g = static_cast<const scalar_t*>(images_.target.const_data_ptr()) + image * images_.pixels;
+    if constexpr (std::is_same_v<scalar_t, double>) {
+      return rank(f, g);
+    } else {
+      return make_keys(f, static_cast<int64_t>(input.size()), flip_, input.data()) &&
+             make_keys(g, static_cast<int64_t>(target.size()), flip_, target.data());
+    }
+  }
+  Keys keys() const { return {input.data(), images_.pair ? target.data() : nullptr}; }
+
+ private:
+  // joint ranks of the values of both images
+  bool rank(const scalar_t* f, const scalar_t* g) {
+    const size_t n = input.size(), all = n + target.size();
+    std::vector<Indexed<uint64_t>> records(all), spare(all);
+    const uint64_t flip = images_.superlevel ? ~uint64_t{0} : 0;
+    bool ok = true;
+    for (size_t i = 0; i < all; ++i) {
+      const uint64_t k = ordered_key(static_cast<double>(i < n ? f[i] : g[i - n]));
+      ok = ok && k != kNotANumber<uint64_t>;
+      records[i] = {k ^ flip, i};
+    }
+    radix_sort(records.data(), spare.data(), static_cast<int64_t>(all), 0, records.data());
+    uint32_t r = 0;
+    for (size_t i = 0; i < all; ++i) {
+      r += i > 0 && records[i].key != records[i - 1].key;
+      const size_t at = static_cast<size_t>(records[i].index);
+      (at < n ? input[at] : target[at - n]) = r;
+    }
+    infinite = records[all - 1].key == ordered_key(std::numeric_limits<double>::infinity()) ? r : kNone;
+    return ok;
+  }
+
+  const Images& images_;
+  const uint32_t flip_;
+};
+
+template <typename scalar_t>
+void report_nan(const Images& images, int64_t image, const char* op) {
+  if constexpr (!std::is_integral_v<scalar_t>)
+    for (int side = 0; side < 2; ++side) {
+      const Tensor& t = side == 0 ? images.input : images.target;
+      const scalar_t* x = static_cast<const scalar_t*>(t.const_data_ptr()) + image * images.pixels;
+      for (int64_t i = 0; i < images.pixels; ++i) {
+        const auto v = simd::to_op(x[i]);
+        check(v == v, op, side == 0 ? "input" : "target", " must not be NaN, got NaN in image ", image, " at flat index ", i);
+      }
+    }
+}
+
+}  // namespace nearlinear::betti
