@@ -12,32 +12,9 @@
 #include <cstring>
 
 #include "../common/simd.h"
-#include "betti_sweeps.h"
+#include "betti_cells.h"
 
 namespace nearlinear::betti {
-
-// memory that is kept between images, without initial values
-template <typename T>
-class Buffer {
- public:
-  T* room(size_t n) {
-    if (n > capacity_) capacity_ = n + n / 8, data_ = std::make_unique_for_overwrite<T[]>(capacity_);
-    return data_.get();
-  }
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-  T& operator[](size_t i) { return data_[i]; }
-  const T& operator[](size_t i) const { return data_[i]; }
-
- private:
-  std::unique_ptr<T[]> data_;
-  size_t capacity_ = 0;
-};
-
-// (value, index) in one word
-inline uint64_t pack(uint32_t value, uint32_t index) { return uint64_t{value} << 32 | index; }
-inline uint32_t value_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
-inline uint32_t index_of(uint64_t key) { return static_cast<uint32_t>(key); }
 
 constexpr uint32_t kBeyond = ~uint32_t{0};  // value outside the picture; no key has it
 
@@ -134,11 +111,6 @@ struct Basins {
   uint32_t found(uint32_t cell) const { return labels[cell + shift] & ~kFound; }
 
   uint32_t root(uint32_t basin) const { return index_of(key[basin] ^ flip); }
-  // the basin whose root the cell is, or kNone
-  uint32_t of_root(uint32_t cell) const {
-    const uint32_t label = labels[cell + shift], basin = label & ~kFound;
-    return label & kFound && root(basin) == cell ? basin : kNone;
-  }
 };
 
 // what a label is: that of the row before, of the cell before, a cell further on, or a new basin; masks, since hooks look random
@@ -234,11 +206,11 @@ class CriticalEdges {
  public:
   size_t size = 0;
   // (value, position in `edges`), sorted
-  const Indexed<uint32_t>* order = nullptr;
+  Indexed<uint32_t>* order = nullptr;
   Buffer<Critical> edges;
 
-  // squares: null where the dual is not wanted
-  void find(const Cubical<2>& grid, const uint32_t* key, const uint8_t* code, Basins& pixels, Basins* squares) {
+  // pixels, squares: null where they are not wanted
+  void find(const Cubical<2>& grid, const uint32_t* key, const uint8_t* code, Basins* pixels, Basins* squares) {
     const uint32_t n = grid.side[1];
     const size_t most = count(code, grid.pixels);
     Critical* edge = edges.room(most);
@@ -249,7 +221,8 @@ class CriticalEdges {
         const uint32_t bit = static_cast<uint32_t>(std::countr_zero(flags)), p = first + bit / 8, across = bit & 1;
         const uint32_t q = p + (across ? 1 : n), before = across ? n : 1;
         record[size] = {std::max(key[p], key[q]), static_cast<uint32_t>(size)};
-        edge[size] = {2 * p + across, {pixels.of(p), pixels.of(q)}, {0, 0}};
+        edge[size].id = 2 * p + across;
+        if (pixels != nullptr) edge[size].pixel[0] = pixels->of(p), edge[size].pixel[1] = pixels->of(q);
         if (squares != nullptr) edge[size].square[0] = squares->of(p - before), edge[size].square[1] = squares->of(p);
         ++size;
       }

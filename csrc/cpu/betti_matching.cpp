@@ -29,8 +29,8 @@ using betti::kNone;
 using betti::Matching;
 using torch::stable::Tensor;
 
-using Row2 = std::array<int64_t, 2>;
-using Row4 = std::array<int64_t, 4>;
+using Row2 = std::array<uint32_t, 2>;
+using Row4 = std::array<uint32_t, 4>;
 
 // rows of one image and dimension: pixels
 struct Rows {
@@ -42,7 +42,7 @@ struct Rows {
 template <int D>
 void to_rows(const Cubical<D>& grid, int d, Keys keys, const Matching& m, uint32_t infinite, Rows& out) {
   const auto row = [&](const uint32_t* key, betti::Bar bar) {
-    return std::array<uint32_t, 2>{critical_pixel_of(grid, key, bar.birth, d), critical_pixel_of(grid, key, bar.death, d + 1)};
+    return Row2{critical_pixel_of(grid, key, bar.birth, d), critical_pixel_of(grid, key, bar.death, d + 1)};
   };
   std::vector<uint8_t> used(m.target.size(), 0);
   const size_t pairs = m.input.size() - static_cast<size_t>(std::count(m.partner.begin(), m.partner.end(), kNone));
@@ -155,8 +155,9 @@ Tensor gather_rows(const Tensor& like, const std::vector<Rows>& rows, pick_t pic
   offset[0] = 0;
   for (size_t i = 0; i < rows.size(); ++i) offset[static_cast<int64_t>(i + 1) * step] = total += static_cast<int64_t>(pick(rows[i]).size());
   Tensor out = torch::stable::new_empty(like, {total, static_cast<int64_t>(std::tuple_size_v<row_t>)}, ScalarType::Long);
-  row_t* to = static_cast<row_t*>(out.data_ptr());
-  for (const Rows& r : rows) to = std::copy(pick(r).begin(), pick(r).end(), to);
+  int64_t* to = static_cast<int64_t*>(out.data_ptr());
+  for (const Rows& r : rows)
+    for (const row_t& row : pick(r)) to = std::copy(row.begin(), row.end(), to);
   return out;
 }
 
