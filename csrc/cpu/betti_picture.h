@@ -36,6 +36,7 @@ class Picture {
 
  private:
   static constexpr std::array<Payload*, 0> kNoPayloads{};
+  static constexpr size_t kAhead = 16;
   static bool never(size_t, uint32_t) { return false; }
 
   Basins& pixels(size_t i) { return pixels_[i == 2]; }
@@ -52,6 +53,7 @@ class Picture {
   }
 
   TreeEdge pixel_edge(size_t k) const {
+    if (k + kAhead < critical_.size) __builtin_prefetch(&critical_.edges[critical_.order[k + kAhead].index]);
     const Indexed<uint32_t> record = critical_.order[k];
     const Critical& c = critical_.edges[record.index];
     return {record.key, c.id, c.pixel[0], c.pixel[1]};
@@ -63,6 +65,7 @@ class Picture {
     const size_t size = first_ = critical_.size;
     Indexed<uint32_t>* order = critical_.order;
     const auto edge_at = [&](size_t k) {
+      if (size > k + kAhead) __builtin_prefetch(&critical_.edges[order[size - 1 - k - kAhead].index]);
       const Indexed<uint32_t> record = order[size - 1 - k];
       const Critical& c = critical_.edges[record.index];
       return TreeEdge{~record.key, ~c.id, c.square[0], c.square[1]};
