@@ -176,31 +176,6 @@ struct Critical {
   uint32_t id, pixel[2], square[2];  // basins at its ends and on its sides
 };
 
-// least significant digit first; a digit that all keys share is passed over, so few levels cost one pass
-template <int kBits, typename record_t>
-record_t* sort_by_digits(record_t* from, record_t* to, size_t n) {
-  using key_t = typename record_t::key_t;
-  constexpr size_t digits = (8 * sizeof(key_t) + kBits - 1) / kBits, size = size_t{1} << kBits;
-  std::array<std::array<uint32_t, size>, digits> count{};
-  const auto digit_of = [](key_t key, size_t d) { return static_cast<size_t>(key >> (kBits * d)) & (size - 1); };
-  for (size_t i = 0; i < n; ++i)
-    for (size_t d = 0; d < digits; ++d) ++count[d][digit_of(from[i].key, d)];
-  for (size_t d = 0; d < digits; ++d) {
-    if (n == 0 || count[d][digit_of(from[0].key, d)] == n) continue;
-    uint32_t begin = 0;
-    for (uint32_t& c : count[d]) begin += std::exchange(c, begin);
-    for (size_t i = 0; i < n; ++i) to[count[d][digit_of(from[i].key, d)]++] = from[i];
-    std::swap(from, to);
-  }
-  return from;
-}
-
-// where the sorted records are: `from` or `to`
-template <typename record_t>
-record_t* sort_records(record_t* from, record_t* to, size_t n) {
-  return n < 4096 ? sort_by_digits<8>(from, to, n) : sort_by_digits<11>(from, to, n);
-}
-
 // the critical edges of a picture, in order
 class CriticalEdges {
  public:
