@@ -18,6 +18,7 @@
 #include "../functors/betti_loss.h"
 #include "betti_keys.h"
 #include "betti_picture.h"
+#include "betti_rows.h"
 
 namespace nearlinear {
 namespace {
@@ -25,49 +26,10 @@ namespace {
 using betti::Images;
 using betti::KeyMaker;
 using betti::Keys;
-using betti::kNone;
-using betti::Matching;
+using betti::Row2;
+using betti::Row4;
+using betti::Rows;
 using torch::stable::Tensor;
-
-using Row2 = std::array<uint32_t, 2>;
-using Row4 = std::array<uint32_t, 4>;
-
-// rows of one image and dimension: pixels
-struct Rows {
-  std::vector<Row4> matched;
-  std::vector<Row2> input, target;
-};
-
-// bars of dimension d as pixels; those that die where no cell enters are none, and their partners stay alone
-template <int D>
-void to_rows(const Cubical<D>& grid, int d, Keys keys, const Matching& m, uint32_t infinite, Rows& out) {
-  const auto row = [&](const uint32_t* key, betti::Bar bar) {
-    return Row2{critical_pixel_of(grid, key, bar.birth, d), critical_pixel_of(grid, key, bar.death, d + 1)};
-  };
-  std::vector<uint8_t> used(m.target.size(), 0);
-  out.matched.clear(), out.input.clear(), out.target.clear();
-  const size_t pairs = m.input.size() - static_cast<size_t>(std::count(m.partner.begin(), m.partner.end(), kNone));
-  out.matched.reserve(pairs), out.input.reserve(m.input.size() - pairs), out.target.reserve(m.target.size() - pairs);
-  for (size_t i = 0; i < m.input.size(); ++i) {
-    const auto [birth, death] = row(keys.input, m.input[i]);
-    const uint32_t j = m.partner[i];
-    const bool gone = keys.input[death] == infinite;
-    if (j != kNone) {
-      const auto [birth2, death2] = row(keys.target, m.target[j]);
-      if (!gone && keys.target[death2] != infinite) {
-        used[j] = 1;
-        out.matched.push_back({birth, death, birth2, death2});
-        continue;
-      }
-    }
-    if (!gone) out.input.push_back({birth, death});
-  }
-  for (size_t j = 0; j < m.target.size(); ++j) {
-    if (used[j]) continue;
-    const auto [birth, death] = row(keys.target, m.target[j]);
-    if (keys.target[death] != infinite) out.target.push_back({birth, death});
-  }
-}
 
 template <int D>
 Cubical<D> grid_of(const Images& images) {
@@ -123,7 +85,7 @@ void run_images(const Images& images, std::array<bool, 3> wanted, bool positive,
       solver.run(keys, matchings);
       for (int d = 0; d < D; ++d)
         if (dims[static_cast<size_t>(d)])
-          to_rows(grid, d, keys, matchings[static_cast<size_t>(d)], maker.infinite, rows[static_cast<size_t>(d)]);
+          betti::to_rows(grid, d, keys, matchings[static_cast<size_t>(d)], maker.infinite, rows[static_cast<size_t>(d)]);
       use(k, rows.data(), keys);
     }
   });

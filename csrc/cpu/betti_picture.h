@@ -1,7 +1,8 @@
 // bars of a picture, and the Betti matching of two, by basins and trees.
 //
 // Order of work: squares of h, then everything of input and of target, then pixels of h. What is only needed on the way is shared by the
-// images, so that a pixel costs 27 (soft prediction) to 76 bytes (noise). Basins are numbered by their roots, so tables of basins give the rows in order.
+// images, so that a pixel costs 27 (soft prediction) to 76 bytes (noise). Basins are numbered by their roots, so tables of basins give the
+// rows in order.
 #pragma once
 #include "betti_bars.h"
 #include "betti_trees.h"
@@ -100,9 +101,9 @@ class Picture {
       sweep_squares(kNoPayloads);
     } else {
       sweep_squares<1>({&payloads_[0]});
-      const uint32_t n = grid_.side[1];
+      const uint32_t n = grid_.side[1];  // the last column is outside, but its corners must be in memory
       payloads_[0].resolve(
-          squares_, grid_.pixels - n, [&](uint32_t p) { return ~pack(square_value(key_[2], p, n), p); },
+          squares_, grid_.pixels - n - 1, [&](uint32_t p) { return ~pack(square_value(key_[2], p, n), p); },
           [&](uint32_t p) { return ~square_entry(key_[i], code(i)[p], p, n); });
     }
     std::vector<Bar>& bars = room_for_bars(i == 0 ? m.input : m.target, squares_.count);
