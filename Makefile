@@ -32,6 +32,7 @@ demo: $(BUILD) $(VENV)/demo.stamp
 	$(BIN)/python examples/noisy_labels.py $(DEMO_FLAGS)
 	$(BIN)/python examples/face_recognition.py $(DEMO_FLAGS)
 	$(BIN)/python examples/auc_training.py $(DEMO_FLAGS)
+	$(BIN)/python examples/vessel_segmentation.py $(DEMO_FLAGS)
 
 test: $(BUILD) $(VENV)/demo.stamp $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q $(TESTS)
@@ -45,7 +46,7 @@ lint: $(ENV) $(VENV)/demo.stamp $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
 	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
-	$(BIN)/codespell --ignore-words-list fpr,metrix csrc python triton_kernels tests bench docs examples .ci *.md *.toml *.py Makefile
+	$(BIN)/codespell --ignore-words-list fpr,metrix,nd csrc python triton_kernels tests bench docs examples .ci *.md *.toml *.py Makefile
 
 docs: $(BUILD) $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs

@@ -172,10 +172,12 @@ class Job:
     ) -> dict[tuple[str, str], Row]:
         floors = roofline.floors(max(t.nbytes for t in inputs), self.device)
         products = self._products(inputs, gemm)
+        yardsticks = {name: partial(run, *(t.detach() for t in inputs)) for name, run in self.case.yardsticks.items()}
         facts: dict[tuple[str, str], Row] = {}
         for which in self.case.passes:
             alive = {(i.name, which): calls[i.name, which] for i in impls if i.status == "ok"}
             limits = {name: call for name, (call, _) in floors.items()} | {f"products {p}": c for p, c in products.items() if p == which}
+            limits |= yardsticks
             for call in limits.values():
                 call()
             together = {**alive, **{(name, "floor"): call for name, call in limits.items()}}

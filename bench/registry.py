@@ -40,6 +40,7 @@ class Case:
     ``bytes(sizes, itemsize)`` is the floor per pass: what any implementation must read and write. ``moved`` is what ours reads and writes
     by design (the number of the kernel header). ``flops`` counts matrix products only: everything else is limited by bytes.
     ``products(inputs)`` runs those products alone, per pass; their time is then the limit, not that of a square product.
+    ``yardsticks`` are timed beside the rivals on the same inputs, but are no rivals: what they compute is not the loss.
     """
 
     family: str
@@ -55,6 +56,7 @@ class Case:
     moved: Bytes
     flops: Callable[[Sizes], Mapping[str, int]] = lambda sizes: dict.fromkeys(PASSES, 0)
     products: Callable[[tuple[Tensor, ...]], Mapping[str, Callable[[], object]]] | None = None
+    yardsticks: Mapping[str, Callable[..., object]] = field(default_factory=dict)
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
     passes: Sequence[str] = PASSES  # ("fwd",): a metric, which has no gradient
     error_rows: Mapping[str, int] = field(default_factory=dict)  # sizes are cut to these for the comparison with float64

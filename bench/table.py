@@ -22,10 +22,19 @@ def group(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[str, Row]]:
     return found
 
 
+def yardsticks(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[str, Row]]:
+    """(op, case, dtype, sizes) -> name -> row: the floors that are neither of bytes nor of products."""
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        if row["pass"] == "floor" and row["bytes"] is None and row["flops"] is None:
+            found.setdefault((row["op"], row["case"], row["dtype"], _sizes(row)), {})[row["impl"]] = row
+    return found
+
+
 def render(document: Mapping[str, Any], *, markdown: bool) -> str:
     """Markdown: a line per case and pass, rivals beside ours. Plain text: a line per implementation."""
     groups = group(document["rows"])
-    body = _markdown(groups) if markdown else _plain(groups)
+    body = _markdown(groups) if markdown else _plain(groups, yardsticks(document["rows"]))
     return f"{body}\n\n{caption(document)}"
 
 
@@ -42,7 +51,7 @@ def _markdown(groups: Mapping[tuple[str, ...], Mapping[str, Row]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _plain(groups: Mapping[tuple[str, ...], Mapping[str, Row]]) -> str:
+def _plain(groups: Mapping[tuple[str, ...], Mapping[str, Row]], beside: Mapping[tuple[str, ...], Mapping[str, Row]]) -> str:
     lines = [["impl", "ms [20 %, 80 %]", "ratio", "% of limit", "cpu ms", "peak MB", "host us", "loss error", "gradient error"]]
     titles: dict[int, str] = {}
     for (op, case, dtype, sizes, which), impls in groups.items():
@@ -54,6 +63,8 @@ def _plain(groups: Mapping[tuple[str, ...], Mapping[str, Row]]) -> str:
             gradient = "-" if row["error"]["gradient"] is None else f"{row['error']['gradient']:.0e}"
             numbers = [_number(row[key]) for key in ("cpu_ms", "peak_mb", "host_us")]
             lines.append([name, _ms(row), _ratio(row, impls["ours"]), f"{row['pct_roof']:.0f}", *numbers, _loss_error(row), gradient])
+        for name, row in beside.get((op, case, dtype, sizes), {}).items():
+            lines.append([f"{name}, no loss", _ms(row), _ratio(row, impls["ours"]), "", _number(row["cpu_ms"]), *[""] * 4])
     # a reason may be long, and only the last filled cell of its line
     widths = [max(len(cells[i]) for cells in lines if i != 1 or cells[2]) for i in range(len(lines[0]))]
     text = []

@@ -44,7 +44,7 @@ PAPERS = tuple(Paper(*row) for row in (
     ("Spectral Subspace Clustering for Attributed Graphs (S2CAG)",
      "Lin et al. 2024", "2411.11074", "segment moments", "example", "planned"),
     ("Topologically faithful image segmentation via induced matching of persistence barcodes",
-     "Stucki et al. 2022", "2211.15272", "Betti matching", "betti_matching_loss", "planned"),
+     "Stucki et al. 2022", "2211.15272", "Betti matching", "betti_matching_loss", "done"),
     ("Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning",
      "Wang et al. 2019", "1904.06627", "cross-entropy", "multi_similarity_loss", "done"),
     ("Orthogonal Projection Loss",

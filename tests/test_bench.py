@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from nearlinear.bench import measure, roofline, run
+from nearlinear.bench import measure, roofline, run, table
 from nearlinear.bench.job import Effort, Job
 from nearlinear.bench.registry import CASES, Baseline, Case, compiled, load, register
 from torch.utils.flop_counter import FlopCounterMode
@@ -180,6 +180,21 @@ def test_products_alone_are_timed_beside_the_rivals_and_are_the_limit():
         alone, ours = found[f"products {which}", "floor"], found["ours", which]
         assert alone["tflops"] == pytest.approx(flops / (alone["ms"]["p50"] * 1e9))
         assert ours["pct_roof"] == pytest.approx(100 * alone["ms"]["p50"] / ours["ms"]["p50"])
+
+
+def test_yardsticks_are_timed_and_shown_but_are_no_rivals():
+    def sort(x):
+        assert not x.requires_grad
+        time.sleep(1e-3)
+
+    job = Job(toy(yardsticks={"torch.sort": sort}), torch.float32, {"N": 8}, CPU)
+    rows = job.measure([], Effort(0.0, (3, 3)), lambda dtype: 1.0)
+    (row,) = (r for r in rows if r["impl"] == "torch.sort")
+    assert (row["pass"], row["repeats"], row["error"]) == ("floor", 3, None)
+    assert row["ms"]["p50"] > 1
+    assert list(table.yardsticks(rows).values()) == [{"torch.sort": row}]
+    text = table._plain(table.group(rows), table.yardsticks(rows))
+    assert text.count("torch.sort, no loss") == 2
 
 
 def test_products_of_a_head_are_those_of_the_loss():

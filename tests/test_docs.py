@@ -72,6 +72,8 @@ def test_links_between_pages() -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "betti_matching",
+        "betti_metrics",
         "cross_entropy",
         "distance",
         "distances",
@@ -88,7 +90,7 @@ def test_links_between_pages() -> None:
 def test_docstring_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"nearlinear.{name}"))
     assert result.failed == 0
-    if name in ("cross_entropy", "distance", "kl_logit", "linear_cross_entropy", "metrics", "roc_auc"):
+    if name in ("betti_matching", "betti_metrics", "cross_entropy", "distance", "kl_logit", "linear_cross_entropy", "metrics", "roc_auc"):
         assert result.attempted > 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import errors_betti
 import errors_linear
 import errors_mw
 import errors_pair
@@ -16,7 +17,7 @@ import errors_roc_auc
 import nearlinear
 import pytest
 import torch
-from nearlinear import BrayCurtis, Canberra, Minkowski, SmoothChebyshev, _checks, roc_auc_checks, row_losses
+from nearlinear import BrayCurtis, Canberra, Minkowski, SmoothChebyshev, _checks, betti_checks, betti_images, roc_auc_checks, row_losses
 from nearlinear.logit_maps import SoftCap
 from torch.autograd import forward_ad
 
@@ -198,6 +199,7 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: nearlinear.CrossEntropyLoss(row_loss=3), ValueError,
         f"CrossEntropyLoss: row_loss must be a RowLoss or one of {sorted(row_losses.ROW_LOSSES)}, got 3",
     ),
+    *errors_betti.ROWS,
     *errors_linear.ROWS,
     *errors_mw.ROWS,
     *errors_pair.ROWS,
@@ -258,6 +260,10 @@ def literals(node: ast.AST) -> list[str]:
 @pytest.mark.parametrize(
     "module",
     [
+        nearlinear.betti_matching_loss,
+        betti_checks.check_spatial,
+        betti_images.Classes,
+        nearlinear.betti_numbers,
         nearlinear.cross_entropy,
         nearlinear.distance_matrix,
         nearlinear.kl_logit_loss,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-for needed in ("sklearn", "matplotlib"):
+for needed in ("sklearn", "skimage", "matplotlib"):
     pytest.importorskip(needed, reason="the demos need examples/requirements.txt")
 
 
@@ -76,6 +76,15 @@ def test_auc_training(tmp_path: Path) -> None:
     assert min(small) > 0.95, small
     assert aucs("all pairs, nearlinear") == pytest.approx(aucs("all pairs, eager"), abs=1e-3)
     assert aucs("AUC within users")[0] > clicks + 5, "who clicks much does not order the list of a user"
+
+
+def test_vessel_segmentation(tmp_path: Path) -> None:
+    text = run("vessel_segmentation", tmp_path / "out.png")
+    rows = {line[:22].strip(): [float(x) for x in line[22:].split()[:4]] for line in text.splitlines() if re.match(r"Dice( \+|  )", line)}
+    alone, both = rows["Dice"], rows["Dice + Betti matching"]
+    assert both[0] > alone[0] - 0.05
+    assert both[1] < alone[1], "fewer components without a partner"
+    assert "%" in text.splitlines()[3], "the share of the step"
 
 
 def test_the_tolerance_of_the_curves_sees_a_wrong_gradient() -> None:

@@ -149,7 +149,7 @@ def test_groups(name: str) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_pieces(name: str) -> None:
-    """300000 samples take three pieces, whose states are combined; against the same sums through groups, for which no piece is cut."""
+    """300000 samples take 586 blocks, whose states are combined; against all pairs of the few distinct scores."""
     n = 300_000
     s, y, _, _ = problem(n, "normal", seed=2).values()
     s = (s * 64).round() / 64  # few distinct scores, so that histograms give the sums

@@ -1,5 +1,5 @@
 """All-pairs AUC losses. Where the pairs fit the rivals build them, as users and LibAUC do. Beyond that, the torch lines that avoid them on
-sorted scores: they take the time of ``torch.sort`` at least, which is the yardstick of a loss that does not sort."""
+sorted scores: they take the time of ``torch.sort`` at least, which is timed alone too, the yardstick of a loss that does not sort."""
 
 from __future__ import annotations
 
@@ -117,7 +117,10 @@ FIELDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def add(name: str, surrogate: str, moves: Any, baselines: Mapping[str, Baseline], sizes: Mapping[str, Sequence[Sizes]]) -> None:
+def add(
+    name: str, surrogate: str, moves: Any, baselines: Mapping[str, Baseline], sizes: Mapping[str, Sequence[Sizes]],
+    yardsticks: Mapping[str, Callable[..., object]] | None = None,
+) -> None:  # fmt: skip
     register(
         Case(
             name=name,
@@ -128,6 +131,7 @@ def add(name: str, surrogate: str, moves: Any, baselines: Mapping[str, Baseline]
             moved=moves,
             sizes=sizes,
             tiny={"N": 50},
+            yardsticks=yardsticks or {},
             **FIELDS,
         )
     )
@@ -145,8 +149,9 @@ for name, surrogate, formula, by_sort, moves in (
     all_pairs = {"eager": Baseline(pairs), "compiled": compiled(pairs), "LibAUC": Baseline(partial(libauc, formula))}
     few: list[Sizes] = [{"N": 2000}, {"N": 10**4}, {"N": 2 * 10**4}]
     add(name, surrogate, moves, all_pairs, {"cpu": few[1:], "cuda": few[1:], "sweep": few})
+    bare = {"torch.sort": lambda input, target: input.sort()}
     many = {"cpu": sizes_of(6, 7), "cuda": sizes_of(7, 8), "sweep": sizes_of(4, 5, 6, 7)}
-    add(f"{name}, many samples", surrogate, moves, {"sort": Baseline(by_sort)}, many)
+    add(f"{name}, many samples", surrogate, moves, {"sort": Baseline(by_sort)}, many, bare)
 
 register(
     Case(

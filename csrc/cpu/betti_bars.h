@@ -1,164 +1,34 @@
-// bars of one image, and the Betti matching of two, dimension by dimension.
+// bars of one image and the Betti matching of two, as the kernels of pictures and volumes give them.
 #pragma once
 #include <array>
+#include <cstdint>
+#include <limits>
+#include <vector>
 
-#include "betti_reduction.h"
-#include "betti_sweeps.h"
+#include "../functors/cubical.h"
+#include "sorted_segments.h"
 
 namespace nearlinear::betti {
+
+constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
 
 // images of one instance in the order of the filtration; target may be null: bars of the input alone
 struct Keys {
   const uint32_t *input, *target;
 };
 
+struct Bar {
+  uint32_t birth, death;  // cells
+};
+
+// Of one homology dimension. Bars are in the order of their rows: by pixel of birth in dimension 0, by dying top cell in the highest,
+// by edge of birth in dimension 1 of volumes.
+struct Matching {
+  std::vector<Bar> input, target;
+  std::vector<uint32_t> partner;  // of each input bar: a target bar, or kNone
+};
+
 template <int D>
 using Matchings = std::array<Matching, D>;
-
-template <int D>
-class Instance {
- public:
-  Instance(const Cubical<D>& grid, Keys keys, std::array<bool, D> wanted, bool positive)
-      : grid_(grid), positive_(positive), wanted_(wanted) {
-    images_[0].key = keys.input, images_[1].key = keys.target;
-    if (keys.target != nullptr) {
-      smaller_.resize(grid.pixels);
-      for (uint32_t p = 0; p < grid.pixels; ++p) smaller_[p] = std::min(keys.input[p], keys.target[p]);
-      images_[2].key = smaller_.data();
-    }
-  }
-
-  void run(Matchings<D>& out) {
-    if (wanted_[D - 1] || D == 3) top_dimension(out[D - 1]);
-    if (wanted_[0] || D == 3) lowest_dimension(out[0]);
-    if constexpr (D == 3)
-      if (wanted_[1]) middle_dimension(out[1]);
-  }
-
- private:
-  struct Image {
-    const uint32_t* key = nullptr;
-    Cells facets, edges;  // facets that joined nothing, edges in order
-  };
-  bool pair() const { return images_[2].key != nullptr; }
-
-  void top_dimension(Matching& m) {
-    std::array<std::vector<uint32_t>, 3> top;
-    for (size_t i = 0; i < 3; ++i) {
-      if (images_[i].key == nullptr) continue;
-      top[i].resize(grid_.pixels);
-      for_pixels(grid_, [&](uint32_t p, const uint32_t (&x)[D]) {
-        bool cell = true;
-        for (int a = 0; a < D; ++a) cell = cell && grid_.has_next(x, a);
-        if (cell) top[i][p] = grid_.value(images_[i].key, p, grid_.all_axes);
-      });
-    }
-    std::array<DualSweep, 3> sweeps;
-    for (size_t i = 0; i < 3; ++i) {
-      if (images_[i].key == nullptr) continue;
-      const uint32_t* pay = i < 2 && pair() ? top[2].data() : nullptr;
-      sweeps[i] = dual_sweep(grid_, top[i].data(), pay, sorted_facets(grid_, images_[i].key), positive_);
-      images_[i].facets = std::move(sweeps[i].rest);
-    }
-    m.input = std::move(sweeps[0].bars), m.target = std::move(sweeps[1].bars);
-    m.partner.assign(m.input.size(), kNone);
-    for (const Bar bar : sweeps[2].bars) {
-      const uint32_t i = sweeps[0].bar_of_death[bar.death], j = sweeps[1].bar_of_death[bar.death];
-      if (i != kNone && j != kNone) m.partner[i] = j;
-    }
-    sort_rows(m, [](Bar bar) { return bar.death; });
-  }
-
-  void lowest_dimension(Matching& m) {
-    std::array<std::vector<uint32_t>, 2> bar_of_birth;
-    std::array<std::vector<Bar>*, 2> bars{&m.input, &m.target};
-    for (size_t i = 0; i < 3; ++i) {
-      if (images_[i].key == nullptr) continue;
-      // the facets of a picture are its edges: those that joined nothing in the dual make the spanning tree
-      images_[i].edges = D == 2 && wanted_[D - 1] ? images_[i].facets : sorted_edges(grid_, images_[i].key);
-    }
-    for (size_t i = 0; i < 2; ++i) {
-      if (images_[i].key == nullptr) continue;
-      bar_of_birth[i].assign(grid_.pixels, kNone);
-      primal_sweep(grid_, images_[i].key, images_[i].edges, [&](Indexed<uint32_t> edge, uint32_t dead, uint32_t) {
-        if (edge.key == images_[i].key[dead]) return;
-        bar_of_birth[i][dead] = static_cast<uint32_t>(bars[i]->size());
-        bars[i]->push_back({dead, edge.index});
-      });
-    }
-    m.partner.assign(m.input.size(), kNone);
-    if (pair()) match_lowest(bar_of_birth, m);
-    sort_rows(m, [](Bar bar) { return bar.birth; });
-  }
-
-  void match_lowest(const std::array<std::vector<uint32_t>, 2>& bar_of_birth, Matching& m) {
-    std::array<std::vector<uint32_t>, 2> least;  // smallest pixel of each component, in the orders of input and target
-    for (auto& l : least) {
-      l.resize(grid_.pixels);
-      std::iota(l.begin(), l.end(), 0u);
-    }
-    primal_sweep(grid_, images_[2].key, images_[2].edges, [&](Indexed<uint32_t> edge, uint32_t dead, uint32_t root) {
-      std::array<uint32_t, 2> bar;
-      bool positive = true;
-      for (size_t i = 0; i < 2; ++i) {
-        const uint32_t* key = images_[i].key;
-        uint32_t &kept = least[i][root], lost = least[i][dead];
-        if (key[lost] < key[kept] || (key[lost] == key[kept] && lost < kept)) std::swap(kept, lost);
-        bar[i] = bar_of_birth[i][lost];
-        positive = positive && key[lost] < edge.key;
-      }
-      if (edge.key == images_[2].key[dead] || bar[0] == kNone || bar[1] == kNone || (positive_ && !positive)) return;
-      m.partner[bar[0]] = bar[1];
-    });
-  }
-
-  void middle_dimension(Matching& m) {
-    const size_t ids = size_t{3} * grid_.pixels;
-    std::array<std::vector<uint32_t>, 3> position, birth;  // birth: of each face of h, its edge in input, target and h
-    std::array<std::vector<uint32_t>, 2> bar_of_birth;
-    std::array<std::vector<Bar>*, 2> bars{&m.input, &m.target};
-    for (size_t i = 0; i < 3; ++i)
-      if (images_[i].key != nullptr) position[i] = positions(images_[i].edges, ids);
-    const auto edge_value = [&](size_t i, uint32_t edge) {
-      return grid_.value(images_[i].key, edge / 3, grid_.edge_axes(static_cast<int>(edge % 3)));
-    };
-    const auto face_value = [&](size_t i, uint32_t face) {
-      return grid_.value(images_[i].key, face / 3, grid_.facet_axes(static_cast<int>(face % 3)));
-    };
-    for (size_t i = 0; i < 2; ++i) {
-      if (images_[i].key == nullptr) continue;
-      bar_of_birth[i].assign(ids, kNone);
-      const Cells& edges = images_[i].edges;
-      const std::vector<uint32_t> face_of = reduce(grid_, images_[i].facets, position[i], edges.size());
-      for (size_t r = 0; r < edges.size(); ++r) {
-        if (face_of[r] == kNone || edges[r].key == face_value(i, face_of[r])) continue;
-        bar_of_birth[i][edges[r].index] = static_cast<uint32_t>(bars[i]->size());
-        bars[i]->push_back({edges[r].index, face_of[r]});
-      }
-    }
-    m.partner.assign(m.input.size(), kNone);
-    if (pair()) {
-      for (size_t i = 0; i < 3; ++i) {
-        birth[i].assign(ids, kNone);
-        const std::vector<uint32_t> face_of = reduce(grid_, images_[2].facets, position[i], images_[i].edges.size());
-        for (size_t r = 0; r < face_of.size(); ++r)
-          if (face_of[r] != kNone) birth[i][face_of[r]] = images_[i].edges[r].index;
-      }
-      for (const Indexed<uint32_t> face : images_[2].facets) {
-        const uint32_t own = birth[2][face.index], a = birth[0][face.index], b = birth[1][face.index];
-        if (own == kNone || a == kNone || b == kNone || edge_value(2, own) == face.key) continue;
-        if (positive_ && !(edge_value(0, a) < face.key && edge_value(1, b) < face.key)) continue;
-        if (bar_of_birth[0][a] != kNone && bar_of_birth[1][b] != kNone) m.partner[bar_of_birth[0][a]] = bar_of_birth[1][b];
-      }
-    }
-    sort_rows(m, [](Bar bar) { return bar.birth; });
-  }
-
-  const Cubical<D> grid_;
-  const bool positive_;
-  const std::array<bool, D> wanted_;
-  std::array<Image, 3> images_;  // input, target, the smaller of both
-  std::vector<uint32_t> smaller_;
-};
 
 }  // namespace nearlinear::betti

@@ -5,9 +5,10 @@
 #include <bit>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <utility>
 
-#include "betti_sweeps.h"
+#include "betti_bars.h"
 
 namespace nearlinear::betti {
 

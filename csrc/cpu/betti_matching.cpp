@@ -3,9 +3,8 @@
 //                        every pair of images and its gradients.   persistence_barcode: the bars of one image.
 // Shapes: images [N, *S] with one to three spatial dimensions; rows are flat pixel indices inside an image; loss [N], gradients like
 //   images.
-// Algorithm: values become integers in the order of the filtration (betti_keys.h). Pictures by basins and trees (betti_picture.h). Volumes:
-//   dimensions 0 and 2 by union-find (betti_sweeps.h), dimension 1 by matrix reduction (betti_reduction.h). One image after another on a
-//   thread, images on all threads.
+// Algorithm: values become integers in the order of the filtration (betti_keys.h). Pictures by basins and trees (betti_picture.h), volumes
+//   by sweeps and, in dimension 1, by matrix reduction (betti_volume.h). One image after another on a thread, images on all threads.
 // Cost: pictures: near-linear in the pixels, 27 to 76 bytes each. Volumes: sorts and sweeps, and the reduction, whose worst case is cubic.
 // Numerics: values are compared, never computed: pairs are exact. Terms are added in float64 in the order of the rows, gradients of a pixel
 //   too and rounded once; run_to_run, for any number of threads. NaN raises. A bar that dies at the last value of the filtration, +inf
@@ -19,6 +18,7 @@
 #include "betti_keys.h"
 #include "betti_picture.h"
 #include "betti_rows.h"
+#include "betti_volume.h"
 
 namespace nearlinear {
 namespace {
@@ -42,53 +42,45 @@ Cubical<D> grid_of(const Images& images) {
   }
 }
 
-// finds the bars of one image after another
-template <int D>
-class Solver {
- public:
-  Solver(const Cubical<D>& grid, std::array<bool, D> wanted, bool positive) : grid_(grid), wanted_(wanted), positive_(positive) {}
-  void run(Keys keys, betti::Matchings<D>& out) {
-    out = {};
-    betti::Instance<D>(grid_, keys, wanted_, positive_).run(out);
-  }
-
- private:
-  const Cubical<D> grid_;
-  const std::array<bool, D> wanted_;
-  const bool positive_;
-};
-template <>
-class Solver<2> : public betti::Picture {
-  using Picture::Picture;
-};
-
 // calls use(image, rows, keys) for every image, images on all threads; rows: one for each homology dimension. new_use: makes one for each
 // worker, which may keep memory
 template <typename scalar_t, int D, typename F>
 void run_images(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op, F&& new_use) {
   const Cubical<D> grid = grid_of<D>(images);
+  std::array<bool, D> dims{};
+  for (size_t d = 0; d < D; ++d) dims[d] = wanted[d] && static_cast<int64_t>(d) < images.nd;
+  int64_t units = images.pixels;  // of one image
+  if constexpr (D == 3) units = betti::Volume::work(grid, images.pair, dims);
+  Work work(images.count * units);
   std::atomic<int64_t> bad{-1};
-  parallel_for(0, images.count, 1, [&](int64_t first, int64_t last) {
-    std::array<bool, D> dims{};
-    for (size_t d = 0; d < D; ++d) dims[d] = wanted[d] && static_cast<int64_t>(d) < images.nd;
-    Solver<D> solver(grid, dims, positive);
+  // one or two volumes: one after another, each on several threads
+  const int64_t grain = D == 3 && images.count < 3 ? 3 : 1;
+  parallel_for(0, images.count, grain, [&](int64_t first, int64_t last) {
+    betti::Picture picture(grid_of<2>(images), {dims[0], dims[1]}, positive);  // keeps its memory; volumes do not use it
     betti::Matchings<D> matchings;
     std::array<Rows, D> rows;
     KeyMaker<scalar_t> maker(images);
     auto use = new_use();
-    for (int64_t k = first; k < last; ++k) {
+    for (int64_t k = first; k < last && !work.poll(); ++k) {
       if (!maker.make(k)) {
         bad = k;
         return;
       }
       const Keys keys = maker.keys();
-      solver.run(keys, matchings);
-      for (int d = 0; d < D; ++d)
-        if (dims[static_cast<size_t>(d)])
-          betti::to_rows(grid, d, keys, matchings[static_cast<size_t>(d)], maker.infinite, rows[static_cast<size_t>(d)]);
+      if constexpr (D == 3) {
+        matchings = {};
+        betti::Volume(grid, keys.input, keys.target, dims, positive, work).run(matchings);
+        if (work.stopped()) return;
+      } else {
+        picture.run(keys, matchings);
+        work.add(units);
+      }
+      for (size_t d = 0; d < D; ++d)
+        if (dims[d]) betti::to_rows(grid, static_cast<int>(d), keys, matchings[d], maker.infinite, rows[d]);
       use(k, rows.data(), keys);
     }
   });
+  check(!work.stopped(), op, "interrupted");
   if (bad >= 0) betti::report_nan<scalar_t>(images, bad, op);
 }
 
@@ -210,7 +202,8 @@ double loss_of_first(Keys keys, uint32_t pixels, double weight, Side<scalar_t> f
   const int64_t b = std::min_element(keys.target, keys.target + pixels) - keys.target;
   const double slope = BettiTerms::matched_slope(f[a], g[b], weight);
   f.add(a, slope), g.add(b, -slope);
-  return 2 * weight * (f[a] - g[b]) * (f[a] - g[b]);
+  const double apart = BettiTerms::apart(f[a], g[b]);
+  return 2 * weight * apart * apart;
 }
 
 std::tuple<Tensor, Tensor, Tensor> betti_matching_loss_cpu(const Tensor& input, const Tensor& target, std::vector<double> weights,

@@ -22,10 +22,12 @@ struct BettiTerms {
   NL_HD double over() const { return superlevel ? 0.0 : 1.0; }   // birth value of a pushed bar
   NL_HD double under() const { return superlevel ? 1.0 : 0.0; }  // death value
 
+  // equal infinities differ by nothing
+  NL_HD static double apart(double x, double y) { return x == y ? 0.0 : x - y; }
   NL_HD static double matched(double b, double b2, double d, double d2, double w) {
-    return 2 * w * ((b - b2) * (b - b2) + (d - d2) * (d - d2));
+    return 2 * w * (apart(b, b2) * apart(b, b2) + apart(d, d2) * apart(d, d2));
   }
-  NL_HD static double matched_slope(double x, double y, double w) { return 4 * w * (x - y); }
+  NL_HD static double matched_slope(double x, double y, double w) { return 4 * w * apart(x, y); }
 
   NL_HD bool counts(double b, double d) const { return (b > d ? b - d : d - b) > min_persistence; }
   NL_HD double unmatched(double b, double d, double w) const {

@@ -76,6 +76,11 @@ struct PowerState {
     }
   }
   NL_HD_INLINE void insert(double c) { t[0] += c; }
+  // a source that is `gap` behind
+  NL_HD_INLINE void gather(double gap, double, double c) {
+    NL_UNROLL
+    for (int k = 0; k < kTerms; ++k, c *= gap) t[k] += c;
+  }
   NL_HD_INLINE void add(const PowerState& other) {
     NL_UNROLL
     for (int k = 0; k < kTerms; ++k) t[k] += other.t[k];
@@ -119,6 +124,12 @@ struct LogisticState {
     count += c;
     NL_UNROLL
     for (int k = 0; k < kVectors; ++k) e[k] += c;
+  }
+  NL_HD_INLINE void gather(double gap, double q, double c) {
+    LogisticState one;
+    one.insert(c);
+    one.shift(gap, q);
+    add(one);
   }
   NL_HD_INLINE void add(const LogisticState& other) {
     count += other.count, length += other.length;

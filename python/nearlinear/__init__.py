@@ -20,6 +20,17 @@ from . import (
 )
 from ._checks import NearlinearWarning
 from ._version import __version__
+from .betti_matching import (
+    BettiMatchingLoss,
+    betti_matching,
+    betti_matching_error,
+    betti_matching_loss,
+    betti_number_error,
+    betti_numbers,
+    persistence_barcode,
+)  # fmt: skip
+from .betti_metrics import BettiMatchingError, BettiNumberError, BettiNumbers
+from .betti_results import BettiMatching, PersistenceBarcode
 from .cross_entropy import (
     CompSumLoss,
     CrossEntropyLoss,
@@ -95,6 +106,11 @@ __all__ = [
     "MAE",
     "ArcFaceLoss",
     "BatchHardTripletLoss",
+    "BettiMatching",
+    "BettiMatchingError",
+    "BettiMatchingLoss",
+    "BettiNumberError",
+    "BettiNumbers",
     "BrayCurtis",
     "Canberra",
     "Chebyshev",
@@ -128,6 +144,7 @@ __all__ = [
     "PairwiseAUCAccumulator",
     "PairwiseAUCLoss",
     "PairwisePlan",
+    "PersistenceBarcode",
     "Plan",
     "Poly1",
     "PolyLoss",
@@ -148,6 +165,11 @@ __all__ = [
     "__version__",
     "arcface_loss",
     "batch_hard_triplet_loss",
+    "betti_matching",
+    "betti_matching_error",
+    "betti_matching_loss",
+    "betti_number_error",
+    "betti_numbers",
     "comp_sum_loss",
     "cosface_loss",
     "cross_entropy",
@@ -175,6 +197,7 @@ __all__ = [
     "pair_loss",
     "pairwise_auc_loss",
     "pairwise_auc_plan",
+    "persistence_barcode",
     "plan",
     "poly_loss",
     "proto_triplet_loss",

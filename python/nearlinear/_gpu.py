@@ -18,7 +18,10 @@ TRITON_OPS = (
     "pair_tile_extremes", "pair_tile_stats", "pair_tile_stats_backward_",
     "soft_logit_stats", "soft_logit_stats_backward", "two_logit_stats", "two_logit_stats_backward",
 )  # fmt: skip
-COMPILED_OPS = ("first_invalid_target", "pair_scan", "roc_auc_class_sums", "roc_auc_counts", "roc_auc_sums")
+COMPILED_OPS = (
+    "betti_matching", "betti_matching_loss", "first_invalid_target", "pair_scan", "persistence_barcode", "roc_auc_class_sums",
+    "roc_auc_counts", "roc_auc_sums",
+)  # fmt: skip
 
 # torch drops the registrations of a Library that is collected
 _library = torch.library.Library("nearlinear", "IMPL")

@@ -28,7 +28,7 @@ __all__ = ["Analytic", "Grid", "error_bound", "potentials"]
 REACH = {torch.float32: 18.0, torch.float64: 38.0}
 TERMS = {torch.float32: (4, 5), torch.float64: (10, 11)}  # in bins of at most 1/16 and 1/4 of 1 / scale
 _MANY = 1 << 17  # scores from which more bins of fewer terms are faster
-_ROWS = 1 << 21  # elements of the largest window of tables at a time
+_ROWS = 1 << 16  # elements of the windows of tables at a time: they are copied, and should be in a cache when read
 
 
 @dataclass(frozen=True)
@@ -84,29 +84,28 @@ class Grid:
         return self.inv_width, self.first, self.bins, self.terms
 
 
-def potentials(kernel: Analytic, grid: Grid, moments: Tensor) -> Tensor:
-    """V [G, 2, bins, terms]: the expansions of sum c k(x) over the partners, of a negative and of a positive, from their moments."""
+def potentials(kernels: tuple[Analytic, ...], grid: Grid, moments: Tensor) -> list[Tensor]:
+    """V [G, 2, bins, terms] of each kernel: the expansions of sum c k(x) over the partners, of a negative and of a positive, from their
+    moments."""
     negatives, positives = moments.unbind(1)
-    upper = _towards_positives(kernel, grid, negatives)
     # x of the mirrored scores: bins in the other order, T_k(-t) = (-1)^k T_k(t)
     signs = torch.tensor([(-1.0) ** k for k in range(grid.terms)], dtype=torch.float64, device=moments.device)
-    lower = (_towards_positives(kernel, grid, (positives * signs).flip(1)) * signs).flip(1)
-    return torch.stack([lower, upper], 1)
+    sources = torch.cat([negatives, (positives * signs).flip(1)])
+    gap = math.ceil(grid.reach * grid.inv_width)  # in bins
+    found = []
+    for kernel, value in zip(kernels, _near(kernels, grid, sources, min(gap, grid.bins - 1)), strict=True):
+        upper, lower = (value if grid.bins <= gap + 1 else value + _far(kernel, grid, sources, gap + 1)).chunk(2)
+        found.append(torch.stack([(lower * signs).flip(1), upper], 1))
+    return found
 
 
-def _towards_positives(kernel: Analytic, grid: Grid, moments: Tensor) -> Tensor:
-    """V [G, bins, terms] at targets x above sources by their moments [G, bins, terms]."""
+def _far(kernel: Analytic, grid: Grid, moments: Tensor, beyond: int) -> Tensor:
+    """What V [G, bins, terms] at targets x above sources takes from the bins that are ``beyond`` or more away, by their moments."""
     width, bins = 1 / grid.inv_width, grid.bins
-    gap = math.ceil(grid.reach / width)  # in bins
-    near = min(gap, bins - 1)
-    value = _near(kernel, grid, moments, near)
-    if bins <= gap + 1:
-        return value
-    beyond = gap + 1
     rise, fall = _exponential(kernel.scale * width / 2, grid.terms, moments.device)
     decay = math.exp(-kernel.scale * width)
     below = _shift(_decayed_sum(moments @ rise, decay), beyond) * decay**beyond  # sources far below: x large
-    value = value + kernel.right * below[..., None] * fall
+    value = kernel.right * below[..., None] * fall
     above = moments.flip(1)
     if kernel.left:
         far = _shift(_decayed_sum(above @ fall, decay), beyond).flip(1) * decay**beyond
@@ -123,26 +122,28 @@ def _towards_positives(kernel: Analytic, grid: Grid, moments: Tensor) -> Tensor:
     return value
 
 
-def _near(kernel: Analytic, grid: Grid, moments: Tensor, near: int) -> Tensor:
-    """Sum over |d| <= near of F_d A_{b-d}: one matrix product of overlapping windows."""
+def _near(kernels: tuple[Analytic, ...], grid: Grid, moments: Tensor, near: int) -> Tensor:
+    """Sum over |d| <= near of F_d A_{b-d}, [kernels, G, bins, terms]: one matrix product of overlapping windows for all of them. The few
+    rows of the tables are on its left: with so few columns on the right it takes twice as long."""
     groups, bins, terms = moments.shape
-    table = _near_table(kernel, 1 / grid.inv_width, near, terms).to(moments.device)
+    table = torch.cat([_near_table(kernel, 1 / grid.inv_width, near, terms) for kernel in kernels]).to(moments.device)
     padded = torch.nn.functional.pad(moments, (0, 0, near, near))
     windows = padded.unfold(1, 2 * near + 1, 1).transpose(2, 3)  # [G, bins, 2 near + 1, terms], a view
     step = max(1, _ROWS // (groups * (2 * near + 1) * terms))
-    return torch.cat([windows[:, b : b + step].flatten(2) @ table for b in range(0, bins, step)], 1)
+    parts = [table @ windows[:, b : b + step].reshape(-1, table.shape[1]).T for b in range(0, bins, step)]
+    return torch.cat([part.view(len(kernels), terms, groups, -1) for part in parts], 3).permute(0, 2, 3, 1)
 
 
 @lru_cache(maxsize=32)
 def _near_table(kernel: Analytic, width: float, near: int, terms: int) -> Tensor:
-    """[(2 near + 1) terms, terms]: rows (d, c), where the d-th window entry is the bin d - near above the target; columns a."""
+    """[terms, (2 near + 1) terms]: rows a; columns (d, c), where the d-th window entry is the bin d - near above the target."""
     nodes = torch.cos(math.pi * (torch.arange(terms, dtype=torch.float64) + 0.5) / terms)
     order = torch.arange(terms, dtype=torch.float64)[:, None]
     fit = 2 / terms * torch.cos(math.pi * order * (torch.arange(terms, dtype=torch.float64) + 0.5) / terms)
     fit[0] /= 2
     distance = torch.arange(near, -near - 1, -1, dtype=torch.float64)[:, None, None]
     values = kernel.value(width * (distance + (nodes[:, None] - nodes) / 2))  # [d, target, source]
-    return (fit @ values @ fit.T).transpose(1, 2).reshape(-1, terms)
+    return (fit @ values @ fit.T).transpose(0, 1).reshape(terms, -1)
 
 
 @lru_cache(maxsize=32)

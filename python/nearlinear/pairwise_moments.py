@@ -44,7 +44,7 @@ def share_of_loss(x: Samples, moments: Tensor, grid: Grid, record: LogisticFamil
 class _Share(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, positive: Tensor, moments: Tensor, grid: Grid, record: LogisticFamily) -> Tensor:
-        table = pair_bins.potentials(record.analytic(0), grid, moments)
+        (table,) = pair_bins.potentials((record.analytic(0),), grid, moments)
         own = _ops.binned_moments(input, positive, weight, None, 1, *grid.arguments)
         ctx.grid, ctx.record = grid, record
         ctx.save_for_backward(input, weight, positive, moments, table)
@@ -66,7 +66,7 @@ class _Share(torch.autograd.Function):
             found: Tensor = _ops.binned_values(input, positive, None, table, grid.inv_width, grid.first)
             return found
 
-        slopes = pair_bins.potentials(ctx.record.analytic(1), grid, moments) * upstream
+        slopes = pair_bins.potentials((ctx.record.analytic(1),), grid, moments)[0] * upstream
         slopes[:, 0].neg_()
         d_input = (of_samples(slopes) * weight).masked_fill(weight == 0, 0)
         d_weight = None

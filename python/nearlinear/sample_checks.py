@@ -43,14 +43,29 @@ def check_sample_weight(function: str, weight: Any, shape: tuple[int, ...]) -> N
 
 
 def binary_labels(function: str, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Whether each label is positive, and, where that cannot be raised, whether all of them are labels."""
     if target.dtype == torch.bool:
         return target, None
+    if _readable(target):
+        return _read_labels(function, target), None
     one = target == 1
     known = (one | (target == 0)).all()
     if target.dtype.is_signed:  # an unsigned 255 would compare equal to -1
         known = known | (one | (target == -1)).all()
-    if not _readable(target):
-        return one, known
-    if not known:
-        raise ValueError(f"{function}: target must be bool, or of 0 and 1, or of -1 and 1, got {target.unique()[:5].tolist()}")
-    return one, None
+    return one, known
+
+
+def _read_labels(function: str, target: Tensor) -> Tensor:
+    """Arithmetic and extremes, which torch vectorises, and not comparisons: between 0 and 1, y - y^2 is 0 at the ends alone."""
+    low, high = _extremes(target)
+    whole = not target.is_floating_point()
+    if low >= 0 and high <= 1 and (whole or _extremes(torch.addcmul(target, target, target, value=-1)) == (0, 0)):
+        return target.bool()
+    if low >= -1 and high <= 1 and _extremes(target * target) == (1, 1):
+        return target.clamp(min=0).bool()
+    raise ValueError(f"{function}: target must be bool, or of 0 and 1, or of -1 and 1, got {target.unique()[:5].tolist()}")
+
+
+def _extremes(x: Tensor) -> tuple[float, float]:
+    low, high = x.aminmax()
+    return low.item(), high.item()

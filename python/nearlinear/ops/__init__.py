@@ -1,6 +1,7 @@
 """Registrations of the ops: fakes, derivatives, and the walks over tiles that are the kernels of the fused heads."""
 
 from . import (
+    betti_matching,
     cross_entropy,
     distance,
     kl_logit,
@@ -15,6 +16,7 @@ from . import (
 )
 
 __all__ = [
+    "betti_matching",
     "cross_entropy",
     "distance",
     "kl_logit",

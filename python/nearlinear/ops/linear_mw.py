@@ -112,7 +112,7 @@ def _(
         moments = padded[:, :, : grid.bins, : grid.terms]
         for _, _, line, own in scores.tiles():
             moments += _ops.binned_moments(line, own, None, None, 1, *grid.arguments)
-        table = pair_bins.potentials(_LOGISTIC.analytic(0), grid, moments)
+        (table,) = pair_bins.potentials((_LOGISTIC.analytic(0),), grid, moments)
         return (moments[:, 1] * table[:, 1]).sum(), padded, bound
 
 
@@ -138,7 +138,7 @@ def _(
         d_document = torch.zeros_like(document, dtype=scores.wide) if wants[1] else document.new_zeros(0, dtype=scores.wide)
         if grid is None:
             return d_query.fill_(torch.nan), d_document.fill_(torch.nan).to(query.dtype)
-        table = pair_bins.potentials(_LOGISTIC.analytic(1), grid, moments[:, :, : grid.bins, : grid.terms])
+        (table,) = pair_bins.potentials((_LOGISTIC.analytic(1),), grid, moments[:, :, : grid.bins, : grid.terms])
         table[:, 0].neg_()
         # slopes of at most 1 before their products: those of 16 bits neither overflow nor vanish
         largest = table.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)

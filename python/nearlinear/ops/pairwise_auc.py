@@ -15,6 +15,7 @@ from ._register import scaled
 _ops = torch.ops.nearlinear
 # torch between the bins and the kernels of the device
 _KEY = "CompositeExplicitAutograd"
+_PART = 1 << 16  # elements, which a cache holds
 
 
 def _check(input: Tensor, target: Tensor) -> None:
@@ -64,13 +65,14 @@ def _(
         slope_kernel = record.kernel(1, input.dtype)[1] if wants_slope else []
         total, slope = _ops.pair_scan(input, target, coefficient, group, num_groups, family, value, slope_kernel, method)
         if wants_slope:
-            slope.mul_(_sign(target, slope.dtype))
+            _give_sign(slope, target)
     else:
         moments = _ops.binned_moments(input, target, coefficient, group, num_groups, *grid.arguments)
-        total = (moments[:, 1] * pair_bins.potentials(logistic_family(record).analytic(0), grid, moments)[:, 1]).sum((1, 2))
+        kernels = tuple(logistic_family(record).analytic(order) for order in range(1 + wants_slope))
+        values, *slopes = pair_bins.potentials(kernels, grid, moments)
+        total = (moments[:, 1] * values[:, 1]).sum((1, 2))
         slope = input.new_empty(0)
-        if wants_slope:
-            table = pair_bins.potentials(logistic_family(record).analytic(1), grid, moments)
+        for table in slopes:
             table[:, 0].neg_()
             slope = _ops.binned_values(input, target, group, table, grid.inv_width, grid.first)
     if wants_slope and coefficient is not None:
@@ -137,7 +139,7 @@ def _(
         potential: Tensor = _ops.pair_scan(input, target, coefficient, group, num_groups, family, [], kernel, method)[1]
         return potential
     moments = _ops.binned_moments(input, target, coefficient, group, num_groups, *grid.arguments)
-    table = pair_bins.potentials(logistic_family(record).analytic(order), grid, moments)
+    (table,) = pair_bins.potentials((logistic_family(record).analytic(order),), grid, moments)
     values: Tensor = _ops.binned_values(input, target, group, table, grid.inv_width, grid.first)
     return values
 
@@ -177,3 +179,10 @@ torch.library.register_autograd("nearlinear::pair_potential", _potential_backwar
 def _sign(target: Tensor, dtype: torch.dtype) -> Tensor:
     """d x / d s: 1 for a positive, -1 for a negative."""
     return target.to(dtype).mul_(2).sub_(1)
+
+
+def _give_sign(slope: Tensor, target: Tensor) -> None:
+    """``slope *= _sign``; on a CPU by parts, because the pages of a second buffer of that size would cost more than the product."""
+    length = _PART if slope.device.type == "cpu" else max(1, slope.numel())
+    for part, positive in zip(slope.split(length), target.split(length), strict=True):
+        part.mul_(_sign(positive, slope.dtype))

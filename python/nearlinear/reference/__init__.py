@@ -1,6 +1,7 @@
 """Eager definitions of every op and loss: oracle in float64, baseline in native dtype."""
 
 from . import (
+    betti_matching,
     cross_entropy,
     distance,
     kl_logit,
@@ -15,6 +16,7 @@ from . import (
 )
 
 __all__ = [
+    "betti_matching",
     "cross_entropy",
     "distance",
     "kl_logit",
