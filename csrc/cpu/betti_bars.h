@@ -24,6 +24,7 @@ struct Matching {
   std::vector<Bar> input, target;
   std::vector<uint32_t> partner;  // of each input bar: a target bar, or kNone
 };
+
 template <int D>
 using Matchings = std::array<Matching, D>;
 

@@ -14,32 +14,10 @@
 #include "../common/simd.h"
 #include "../functors/cubical.h"
 #include "betti_bars.h"
+#include "betti_cells.h"
 #include "sorted_segments.h"
 
 namespace nearlinear::betti {
-
-// memory that is kept between images, without initial values
-template <typename T>
-class Buffer {
- public:
-  T* room(size_t n) {
-    if (n > capacity_) capacity_ = n + n / 8, data_ = std::make_unique_for_overwrite<T[]>(capacity_);
-    return data_.get();
-  }
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-  T& operator[](size_t i) { return data_[i]; }
-  const T& operator[](size_t i) const { return data_[i]; }
-
- private:
-  std::unique_ptr<T[]> data_;
-  size_t capacity_ = 0;
-};
-
-// (value, index) in one word
-inline uint64_t pack(uint32_t value, uint32_t index) { return uint64_t{value} << 32 | index; }
-inline uint32_t value_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
-inline uint32_t index_of(uint64_t key) { return static_cast<uint32_t>(key); }
 
 constexpr uint32_t kBeyond = ~uint32_t{0};  // value outside the picture; no key has it
 
@@ -136,11 +114,6 @@ struct Basins {
   uint32_t found(uint32_t cell) const { return labels[cell + shift] & ~kFound; }
 
   uint32_t root(uint32_t basin) const { return index_of(key[basin] ^ flip); }
-  // the basin whose root the cell is, or kNone
-  uint32_t of_root(uint32_t cell) const {
-    const uint32_t label = labels[cell + shift], basin = label & ~kFound;
-    return label & kFound && root(basin) == cell ? basin : kNone;
-  }
 };
 
 // what a label is: that of the row before, of the cell before, a cell further on, or a new basin; masks, since hooks look random
@@ -206,41 +179,16 @@ struct Critical {
   uint32_t id, pixel[2], square[2];  // basins at its ends and on its sides
 };
 
-// least significant digit first; a digit that all keys share is passed over, so few levels cost one pass
-template <int kBits, typename record_t>
-record_t* sort_by_digits(record_t* from, record_t* to, size_t n) {
-  using key_t = typename record_t::key_t;
-  constexpr size_t digits = (8 * sizeof(key_t) + kBits - 1) / kBits, size = size_t{1} << kBits;
-  std::array<std::array<uint32_t, size>, digits> count{};
-  const auto digit_of = [](key_t key, size_t d) { return static_cast<size_t>(key >> (kBits * d)) & (size - 1); };
-  for (size_t i = 0; i < n; ++i)
-    for (size_t d = 0; d < digits; ++d) ++count[d][digit_of(from[i].key, d)];
-  for (size_t d = 0; d < digits; ++d) {
-    if (n == 0 || count[d][digit_of(from[0].key, d)] == n) continue;
-    uint32_t begin = 0;
-    for (uint32_t& c : count[d]) begin += std::exchange(c, begin);
-    for (size_t i = 0; i < n; ++i) to[count[d][digit_of(from[i].key, d)]++] = from[i];
-    std::swap(from, to);
-  }
-  return from;
-}
-
-// where the sorted records are: `from` or `to`
-template <typename record_t>
-record_t* sort_records(record_t* from, record_t* to, size_t n) {
-  return n < 4096 ? sort_by_digits<8>(from, to, n) : sort_by_digits<11>(from, to, n);
-}
-
 // the critical edges of a picture, in order
 class CriticalEdges {
  public:
   size_t size = 0;
   // (value, position in `edges`), sorted
-  const Indexed<uint32_t>* order = nullptr;
+  Indexed<uint32_t>* order = nullptr;
   Buffer<Critical> edges;
 
-  // squares: null where the dual is not wanted
-  void find(const Cubical<2>& grid, const uint32_t* key, const uint8_t* code, Basins& pixels, Basins* squares) {
+  // pixels, squares: null where they are not wanted
+  void find(const Cubical<2>& grid, const uint32_t* key, const uint8_t* code, Basins* pixels, Basins* squares) {
     const uint32_t n = grid.side[1];
     const size_t most = count(code, grid.pixels);
     Critical* edge = edges.room(most);
@@ -251,7 +199,8 @@ class CriticalEdges {
         const uint32_t bit = static_cast<uint32_t>(std::countr_zero(flags)), p = first + bit / 8, across = bit & 1;
         const uint32_t q = p + (across ? 1 : n), before = across ? n : 1;
         record[size] = {std::max(key[p], key[q]), static_cast<uint32_t>(size)};
-        edge[size] = {2 * p + across, {pixels.of(p), pixels.of(q)}, {0, 0}};
+        edge[size].id = 2 * p + across;
+        if (pixels != nullptr) edge[size].pixel[0] = pixels->of(p), edge[size].pixel[1] = pixels->of(q);
         if (squares != nullptr) edge[size].square[0] = squares->of(p - before), edge[size].square[1] = squares->of(p);
         ++size;
       }

@@ -1,7 +1,8 @@
 // images of a Betti matching op as integers in the order of the filtration.
 //
-// Order-preserving keys of 32 bits, complemented for superlevel sets; of float64, joint ranks of the values of both images. Keys of 8-bit
-// values are the values: sorts skip the digits that all keys share.
+// Order-preserving keys of 32 bits, complemented for superlevel sets. Keys of 8-bit values are the values: sorts skip the digits that all
+// keys share. float64 has the keys of float32 if all values are exact in it, else the joint ranks of both images: a sort by the upper half
+// of the keys, then one by the lower half among those that share it.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -14,6 +15,7 @@
 #include "../common/simd.h"
 #include "../functors/cubical.h"
 #include "betti_bars.h"
+#include "betti_cells.h"
 #include "sorted_segments.h"
 
 namespace nearlinear::betti {
@@ -74,6 +76,14 @@ NL_CLONES bool make_keys(const scalar_t* __restrict in, int64_t n, uint32_t flip
   return bad == 0;
 }
 
+// whether all values are exact in float32
+template <typename scalar_t>
+NL_CLONES bool narrow(const scalar_t* in, int64_t n) {
+  uint32_t other = 0;
+  for (int64_t i = 0; i < n; ++i) other |= static_cast<scalar_t>(static_cast<float>(in[i])) != in[i];
+  return other == 0;
+}
+
 // the images as integers in the order of the filtration
 template <typename scalar_t>
 class KeyMaker {
@@ -90,38 +100,52 @@ class KeyMaker {
   bool make(int64_t image) {
     const scalar_t* f = static_cast<const scalar_t*>(images_.input.const_data_ptr()) + image * images_.pixels;
     const scalar_t* g = static_cast<const scalar_t*>(images_.target.const_data_ptr()) + image * images_.pixels;
+    const int64_t n = static_cast<int64_t>(input.size()), pair = static_cast<int64_t>(target.size());
     if constexpr (std::is_same_v<scalar_t, double>) {
-      return rank(f, g);
-    } else {
-      return make_keys(f, static_cast<int64_t>(input.size()), flip_, input.data()) &&
-             make_keys(g, static_cast<int64_t>(target.size()), flip_, target.data());
+      if (!narrow(f, n) || !narrow(g, pair)) return rank(f, g);
+      infinite = ordered_key(std::numeric_limits<float>::infinity());
     }
+    return make_keys(f, n, flip_, input.data()) && make_keys(g, pair, flip_, target.data());
   }
   Keys keys() const { return {input.data(), images_.pair ? target.data() : nullptr}; }
 
  private:
   // joint ranks of the values of both images
   bool rank(const scalar_t* f, const scalar_t* g) {
-    const size_t n = input.size(), all = n + target.size();
-    std::vector<Indexed<uint64_t>> records(all), spare(all);
+    const uint32_t n = static_cast<uint32_t>(input.size()), all = n + static_cast<uint32_t>(target.size());
+    uint64_t* key = wide_.room(all);
+    Indexed<uint32_t>*record = records_.room(all), *spare = spare_.room(all);
     const uint64_t flip = images_.superlevel ? ~uint64_t{0} : 0;
     bool ok = true;
-    for (size_t i = 0; i < all; ++i) {
+    for (uint32_t i = 0; i < all; ++i) {
       const uint64_t k = ordered_key(static_cast<double>(i < n ? f[i] : g[i - n]));
       ok = ok && k != kNotANumber<uint64_t>;
-      records[i] = {k ^ flip, i};
+      key[i] = k ^ flip, record[i] = {value_of(key[i]), i};
     }
-    radix_sort(records.data(), spare.data(), static_cast<int64_t>(all), 0, records.data());
+    record = sort_records(record, spare, all);
     uint32_t r = 0;
-    for (size_t i = 0; i < all; ++i) {
-      r += i > 0 && records[i].key != records[i - 1].key;
-      const size_t at = static_cast<size_t>(records[i].index);
-      (at < n ? input[at] : target[at - n]) = r;
+    uint64_t last = key[record[0].index];
+    for (uint32_t begin = 0, end; begin < all; begin = end) {
+      for (end = begin + 1; end < all && record[end].key == record[begin].key;) ++end;
+      sort_by_key(record + begin, record + end, key);
+      for (uint32_t i = begin; i < end; ++i) {
+        const uint32_t at = record[i].index;
+        r += key[at] != last, last = key[at];
+        (at < n ? input[at] : target[at - n]) = r;
+      }
     }
-    infinite = records[all - 1].key == ordered_key(std::numeric_limits<double>::infinity()) ? r : kNone;
+    infinite = last == (ordered_key(images_.superlevel ? -most : most) ^ flip) ? r : kNone;
     return ok;
   }
+  static void sort_by_key(Indexed<uint32_t>* begin, Indexed<uint32_t>* end, const uint64_t* key) {
+    const auto other = [&](const Indexed<uint32_t>& r) { return key[r.index] != key[begin->index]; };
+    if (std::none_of(begin + 1, end, other)) return;
+    std::sort(begin, end, [&](auto a, auto b) { return key[a.index] < key[b.index]; });
+  }
 
+  static constexpr double most = std::numeric_limits<double>::infinity();
+  Buffer<uint64_t> wide_;
+  Buffer<Indexed<uint32_t>> records_, spare_;
   const Images& images_;
   const uint32_t flip_;
 };

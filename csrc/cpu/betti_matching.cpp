@@ -6,7 +6,7 @@
 // Algorithm: values become integers in the order of the filtration (betti_keys.h). Pictures by basins and trees (betti_picture.h). Volumes:
 //   dimensions 0 and 2 by basins and union-find, dimension 1 by matrix reduction (betti_volume.h). One image after another on a thread,
 //   images on all threads, one or two volumes in parts.
-// Cost: pictures: near-linear in the pixels, about 70 bytes each. Volumes: sorts and sweeps, and the reduction, whose worst case is cubic;
+// Cost: pictures: near-linear in the pixels, 27 to 76 bytes each. Volumes: sorts and sweeps, and the reduction, whose worst case is cubic;
 //   about 260 bytes a voxel. Long runs end on Ctrl-C.
 // Numerics: values are compared, never computed: pairs are exact. Terms are added in float64 in the order of the rows, gradients of a pixel
 //   too and rounded once; run_to_run, for any number of threads. NaN raises. A bar that dies at the last value of the filtration, +inf
@@ -19,6 +19,7 @@
 #include "../functors/betti_loss.h"
 #include "betti_keys.h"
 #include "betti_picture.h"
+#include "betti_rows.h"
 #include "betti_volume.h"
 
 namespace nearlinear {
@@ -27,48 +28,10 @@ namespace {
 using betti::Images;
 using betti::KeyMaker;
 using betti::Keys;
-using betti::kNone;
-using betti::Matching;
+using betti::Row2;
+using betti::Row4;
+using betti::Rows;
 using torch::stable::Tensor;
-
-using Row2 = std::array<int64_t, 2>;
-using Row4 = std::array<int64_t, 4>;
-
-// rows of one image and dimension: pixels
-struct Rows {
-  std::vector<Row4> matched;
-  std::vector<Row2> input, target;
-};
-
-// bars of dimension d as pixels; those that die where no cell enters are none, and their partners stay alone
-template <int D>
-void to_rows(const Cubical<D>& grid, int d, Keys keys, const Matching& m, uint32_t infinite, Rows& out) {
-  const auto row = [&](const uint32_t* key, betti::Bar bar) {
-    return std::array<uint32_t, 2>{critical_pixel_of(grid, key, bar.birth, d), critical_pixel_of(grid, key, bar.death, d + 1)};
-  };
-  std::vector<uint8_t> used(m.target.size(), 0);
-  const size_t pairs = m.input.size() - static_cast<size_t>(std::count(m.partner.begin(), m.partner.end(), kNone));
-  out.matched.reserve(pairs), out.input.reserve(m.input.size() - pairs), out.target.reserve(m.target.size() - pairs);
-  for (size_t i = 0; i < m.input.size(); ++i) {
-    const auto [birth, death] = row(keys.input, m.input[i]);
-    const uint32_t j = m.partner[i];
-    const bool gone = keys.input[death] == infinite;
-    if (j != kNone) {
-      const auto [birth2, death2] = row(keys.target, m.target[j]);
-      if (!gone && keys.target[death2] != infinite) {
-        used[j] = 1;
-        out.matched.push_back({birth, death, birth2, death2});
-        continue;
-      }
-    }
-    if (!gone) out.input.push_back({birth, death});
-  }
-  for (size_t j = 0; j < m.target.size(); ++j) {
-    if (used[j]) continue;
-    const auto [birth, death] = row(keys.target, m.target[j]);
-    if (keys.target[death] != infinite) out.target.push_back({birth, death});
-  }
-}
 
 template <int D>
 Cubical<D> grid_of(const Images& images) {
@@ -116,9 +79,10 @@ class Solver<3> {
   const bool positive_;
 };
 
-// calls use(image, keys, rows) for every image, images on all threads; rows: one for each homology dimension
+// calls use(image, rows, keys) for every image, images on all threads; rows: one for each homology dimension. new_use: makes one for each
+// worker, which may keep memory
 template <typename scalar_t, int D, typename F>
-void run_images(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op, F&& use) {
+void run_images(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op, F&& new_use) {
   const Cubical<D> grid = grid_of<D>(images);
   std::array<bool, D> dims{};
   for (size_t d = 0; d < D; ++d) dims[d] = wanted[d] && static_cast<int64_t>(d) < images.nd;
@@ -129,7 +93,9 @@ void run_images(const Images& images, std::array<bool, 3> wanted, bool positive,
   parallel_for(0, images.count, grain, [&](int64_t first, int64_t last) {
     Solver<D> solver(grid, dims, positive);
     betti::Matchings<D> matchings;
+    std::array<Rows, D> rows;
     KeyMaker<scalar_t> maker(images);
+    auto use = new_use();
     for (int64_t k = first; k < last && !work.poll(); ++k) {
       if (!maker.make(k)) {
         bad = k;
@@ -138,10 +104,8 @@ void run_images(const Images& images, std::array<bool, 3> wanted, bool positive,
       const Keys keys = maker.keys();
       solver.run(keys, matchings, work);
       if (work.stopped()) return;
-      std::array<Rows, D> rows;
-      for (int d = 0; d < D; ++d)
-        if (dims[static_cast<size_t>(d)])
-          to_rows(grid, d, keys, matchings[static_cast<size_t>(d)], maker.infinite, rows[static_cast<size_t>(d)]);
+      for (size_t d = 0; d < D; ++d)
+        if (dims[d]) betti::to_rows(grid, static_cast<int>(d), keys, matchings[d], maker.infinite, rows[d]);
       use(k, rows.data(), keys);
     }
   });
@@ -149,16 +113,26 @@ void run_images(const Images& images, std::array<bool, 3> wanted, bool positive,
   if (bad >= 0) betti::report_nan<scalar_t>(images, bad, op);
 }
 
-template <typename F>
-void for_images(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op, F&& use) {
+template <typename scalar_t, typename F>
+void for_images_of(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op, F&& new_use) {
+  if (images.nd == 3) {
+    run_images<scalar_t, 3>(images, wanted, positive, op, new_use);
+  } else {
+    run_images<scalar_t, 2>(images, wanted, positive, op, new_use);
+  }
+}
+
+// rows of every image and dimension
+std::vector<Rows> rows_of(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op) {
+  std::vector<Rows> rows(static_cast<size_t>(images.count * images.nd));
   betti::dispatch_values(images.input.scalar_type(), op, [&](auto zero) {
-    using scalar_t = decltype(zero);
-    if (images.nd == 3) {
-      run_images<scalar_t, 3>(images, wanted, positive, op, use);
-    } else {
-      run_images<scalar_t, 2>(images, wanted, positive, op, use);
-    }
+    for_images_of<decltype(zero)>(images, wanted, positive, op, [&] {
+      return [&](int64_t k, Rows* found, Keys) {
+        for (int64_t d = 0; d < images.nd; ++d) rows[static_cast<size_t>(k * images.nd + d)] = std::exchange(found[d], Rows{});
+      };
+    });
   });
+  return rows;
 }
 
 std::array<bool, 3> wanted_of(const std::vector<int64_t>& dims, int64_t nd, const char* op) {
@@ -177,8 +151,9 @@ Tensor gather_rows(const Tensor& like, const std::vector<Rows>& rows, pick_t pic
   offset[0] = 0;
   for (size_t i = 0; i < rows.size(); ++i) offset[static_cast<int64_t>(i + 1) * step] = total += static_cast<int64_t>(pick(rows[i]).size());
   Tensor out = torch::stable::new_empty(like, {total, static_cast<int64_t>(std::tuple_size_v<row_t>)}, ScalarType::Long);
-  row_t* to = static_cast<row_t*>(out.data_ptr());
-  for (const Rows& r : rows) to = std::copy(pick(r).begin(), pick(r).end(), to);
+  int64_t* to = static_cast<int64_t*>(out.data_ptr());
+  for (const Rows& r : rows)
+    for (const row_t& row : pick(r)) to = std::copy(row.begin(), row.end(), to);
   return out;
 }
 
@@ -187,10 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> betti_matching_cpu(const Tensor& inpu
   const char* op = "betti_matching";
   const Images images(input, &target, superlevel, op);
   const int64_t nd = images.nd;
-  std::vector<Rows> rows(static_cast<size_t>(images.count * nd));
-  for_images(images, wanted_of(dims, nd, op), positive, op, [&](int64_t k, Rows* found, Keys) {
-    for (int64_t d = 0; d < nd; ++d) rows[static_cast<size_t>(k * nd + d)] = std::move(found[d]);
-  });
+  const std::vector<Rows> rows = rows_of(images, wanted_of(dims, nd, op), positive, op);
   Tensor offsets = torch::stable::new_empty(input, {images.count * nd + 1, 3}, ScalarType::Long);
   int64_t* offset = offsets.mutable_data_ptr<int64_t>();
   Tensor matched = gather_rows<Row4>(input, rows, [](const Rows& r) -> auto& { return r.matched; }, offset, 3);
@@ -203,10 +175,7 @@ std::tuple<Tensor, Tensor> persistence_barcode_cpu(const Tensor& input, std::vec
   const char* op = "persistence_barcode";
   const Images images(input, nullptr, superlevel, op);
   const int64_t nd = images.nd;
-  std::vector<Rows> rows(static_cast<size_t>(images.count * nd));
-  for_images(images, wanted_of(dims, nd, op), false, op, [&](int64_t k, Rows* found, Keys) {
-    for (int64_t d = 0; d < nd; ++d) rows[static_cast<size_t>(k * nd + d)] = std::move(found[d]);
-  });
+  const std::vector<Rows> rows = rows_of(images, wanted_of(dims, nd, op), false, op);
   Tensor offsets = torch::stable::new_empty(input, {images.count * nd + 1}, ScalarType::Long);
   Tensor pairs = gather_rows<Row2>(input, rows, [](const Rows& r) -> auto& { return r.input; }, offsets.mutable_data_ptr<int64_t>(), 1);
   return {pairs, offsets};
@@ -246,6 +215,15 @@ double loss_of_rows(const Rows& rows, const BettiTerms& terms, BettiWeights w, S
   return sum;
 }
 
+// writes the gradients of an image, and leaves zeros for the next one
+template <typename scalar_t>
+NL_CLONES void take_slopes(double* __restrict slope, int64_t n, scalar_t* __restrict out) {
+  for (int64_t i = 0; i < n; ++i) {
+    simd::from_op(static_cast<opmath_t<scalar_t>>(slope[i]), out + i);
+    slope[i] = 0;
+  }
+}
+
 // the essential bars, born at the first pixel of each filtration
 template <typename scalar_t>
 double loss_of_first(Keys keys, uint32_t pixels, double weight, Side<scalar_t> f, Side<scalar_t> g) {
@@ -282,24 +260,23 @@ std::tuple<Tensor, Tensor, Tensor> betti_matching_loss_cpu(const Tensor& input, 
     using scalar_t = decltype(zero);
     using stat_t = opmath_t<scalar_t>;
     stat_t* out = static_cast<stat_t*>(loss.data_ptr());
-    for_images(images, wanted, positive, op, [&](int64_t k, const Rows* rows, Keys keys) {
-      std::vector<double> slope(static_cast<size_t>(n * (wants_input + wants_target)), 0.0);
-      const auto side = [&](const Tensor& t, double* s) {
-        return Side<scalar_t>{static_cast<const scalar_t*>(t.const_data_ptr()) + k * n, s};
+    const auto use = [&](int64_t k, const Rows* rows, Keys keys, double* slope) {
+      const auto side = [&](const Tensor& t, bool wants, double* s) {
+        return Side<scalar_t>{static_cast<const scalar_t*>(t.const_data_ptr()) + k * n, wants ? s : nullptr};
       };
-      const Side<scalar_t> f = side(images.input, wants_input ? slope.data() : nullptr);
-      const Side<scalar_t> g = side(images.target, wants_target ? slope.data() + (wants_input ? n : 0) : nullptr);
+      const Side<scalar_t> f = side(images.input, wants_input, slope);
+      const Side<scalar_t> g = side(images.target, wants_target, slope + (wants_input ? n : 0));
       double sum = 0;
       for (int64_t d = 0; d < nd; ++d)
         if (wanted[static_cast<size_t>(d)]) sum += loss_of_rows(rows[d], terms, w[static_cast<size_t>(d)], f, g);
       if (essential && w[0].matched != 0) sum += loss_of_first(keys, static_cast<uint32_t>(n), w[0].matched, f, g);
       out[k] = static_cast<stat_t>(sum);
-      const auto write = [&](Tensor& to, const double* from) {
-        if (from == nullptr) return;
-        scalar_t* data = static_cast<scalar_t*>(to.data_ptr()) + k * n;
-        for (int64_t i = 0; i < n; ++i) data[i] = static_cast<scalar_t>(static_cast<stat_t>(from[i]));
-      };
-      write(d_input, f.slope), write(d_target, g.slope);
+      if (wants_input) take_slopes(f.slope, n, static_cast<scalar_t*>(d_input.data_ptr()) + k * n);
+      if (wants_target) take_slopes(g.slope, n, static_cast<scalar_t*>(d_target.data_ptr()) + k * n);
+    };
+    for_images_of<scalar_t>(images, wanted, positive, op, [&] {
+      return [&, slopes = std::vector<double>(static_cast<size_t>(n * (wants_input + wants_target)))](
+                 int64_t k, const Rows* rows, Keys keys) mutable { use(k, rows, keys, slopes.data()); };
     });
   });
   return {loss, d_input, d_target};

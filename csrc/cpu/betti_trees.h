@@ -30,6 +30,7 @@ class Roots {
     return x;
   }
   void join(uint32_t child, uint32_t root) { parent_[child] = root; }
+  void prefetch(uint32_t x) const { __builtin_prefetch(&parent_[x]); }
 
  private:
   uint32_t* parent_;
@@ -80,7 +81,7 @@ class Payload {
     entries_.clear();
     for (uint32_t c = 0; c < cells; ++c) {
       const uint32_t b = basins.found(c);
-      if (limit_[b] == kNone || payload(c) >= entered[b]) continue;
+      if (payload(c) >= entered[b]) continue;  // nothing is smaller where nothing is needed
       const uint64_t key = entry(c);
       if (key < merges_[limit_[b]].key) entries_.push_back({key, c, b});
     }
@@ -143,6 +144,11 @@ class Tree {
     std::fill_n(bar, basins.count, kNone);
     Roots forest(parent_, basins.count);
     for (size_t i = 0; i < edges; ++i) {
+      if (i + kAhead < edges) {
+        const TreeEdge next = edge_at(i + kAhead);
+        forest.prefetch(next.a), forest.prefetch(next.b);
+        __builtin_prefetch(&key[next.a]), __builtin_prefetch(&key[next.b]);
+      }
       const TreeEdge edge = edge_at(i);
       const uint32_t a = forest.find(edge.a), b = forest.find(edge.b);
       if (a == b) {
@@ -178,6 +184,7 @@ class Tree {
     for (size_t j = 0; j < P; ++j) payloads[j]->join(dead, root);
   }
 
+  static constexpr size_t kAhead = 8;
   Buffer<uint32_t> parent_;
 };
 
