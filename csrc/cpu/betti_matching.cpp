@@ -19,8 +19,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/check.h"
-#include "../common/dispatch.h"
+#include "../common/betti_images.h"
 #include "../common/simd.h"
 #include "../functors/betti_loss.h"
 #include "betti_bars.h"
@@ -32,44 +31,7 @@ using betti::Keys;
 using betti::kNone;
 using betti::Matching;
 using torch::stable::Tensor;
-
-template <typename F>
-void dispatch_values(ScalarType dtype, const char* op, F&& f) {
-  if (dtype == ScalarType::Byte) return f(uint8_t{});
-  if (dtype == ScalarType::Bool) return f(bool{});
-  dispatch_floating(dtype, op, "input", f);
-}
-
-// the images of one call
-struct Images {
-  Tensor input, target;  // contiguous; target is input where there is none
-  bool pair, superlevel;
-  int64_t count, pixels, nd;
-  std::array<int64_t, 3> side;
-
-  Images(const Tensor& input_, const Tensor* target_, bool superlevel_, const char* op)
-      : input(torch::stable::contiguous(input_)),
-        target(target_ ? torch::stable::contiguous(*target_) : input),
-        pair(target_ != nullptr),
-        superlevel(superlevel_),
-        nd(input_.dim() - 1) {
-    check(nd >= 1 && nd <= 3, op, "input must have shape (N, *S) with one to three spatial dimensions, got ", nd + 1, " dimensions");
-    check(target.scalar_type() == input.scalar_type(), op, "target must have the dtype of input");
-    check(target.dim() == nd + 1, op, "target must have the shape of input, got ", target.dim(), " dimensions");
-    count = input.size(0), pixels = 1;
-    side = {1, 1, 1};
-    for (int64_t a = 0; a < nd; ++a) {
-      side[static_cast<size_t>(a)] = input.size(a + 1);
-      check(input.size(a + 1) >= 1, op, "spatial sides must be at least 1, got ", input.size(a + 1), " in dimension ", a + 1);
-      pixels *= input.size(a + 1);
-    }
-    for (int64_t a = 0; a <= nd; ++a)
-      check(target.size(a) == input.size(a), op, "target must have the shape of input: dimension ", a, " is ", input.size(a), " and ",
-            target.size(a));
-    const int64_t most = std::numeric_limits<int32_t>::max() / std::max<int64_t>(nd, 2);
-    check(pixels <= most, op, "images must have at most ", most, " pixels, got ", pixels);
-  }
-};
+using Images = BettiTensors;
 
 // the images as integers in the order of the filtration
 template <typename scalar_t>
@@ -245,15 +207,6 @@ void for_images(const Images& images, std::array<bool, 3> wanted, bool positive,
   });
 }
 
-std::array<bool, 3> wanted_of(const std::vector<int64_t>& dims, int64_t nd, const char* op) {
-  std::array<bool, 3> wanted{};
-  for (const int64_t d : dims) {
-    check(d >= 0 && d < nd, op, "dims must be in [0, ", nd, "), got ", d);
-    wanted[static_cast<size_t>(d)] = true;
-  }
-  return wanted;
-}
-
 // writes the rows of all images one after another, and where each image and dimension ends
 template <typename row_t, typename pick_t>
 Tensor gather_rows(const Tensor& like, const std::vector<Rows>& rows, pick_t pick, int64_t* offset, int64_t step) {
@@ -272,7 +225,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> betti_matching_cpu(const Tensor& inpu
   const Images images(input, &target, superlevel, op);
   const int64_t nd = images.nd;
   std::vector<Rows> rows(static_cast<size_t>(images.count * nd));
-  for_images(images, wanted_of(dims, nd, op), positive, op, [&](int64_t k, Rows* found, Keys) {
+  for_images(images, wanted_dims(dims, nd, op), positive, op, [&](int64_t k, Rows* found, Keys) {
     for (int64_t d = 0; d < nd; ++d) rows[static_cast<size_t>(k * nd + d)] = std::move(found[d]);
   });
   Tensor offsets = torch::stable::new_empty(input, {images.count * nd + 1, 3}, ScalarType::Long);
@@ -288,7 +241,7 @@ std::tuple<Tensor, Tensor> persistence_barcode_cpu(const Tensor& input, std::vec
   const Images images(input, nullptr, superlevel, op);
   const int64_t nd = images.nd;
   std::vector<Rows> rows(static_cast<size_t>(images.count * nd));
-  for_images(images, wanted_of(dims, nd, op), false, op, [&](int64_t k, Rows* found, Keys) {
+  for_images(images, wanted_dims(dims, nd, op), false, op, [&](int64_t k, Rows* found, Keys) {
     for (int64_t d = 0; d < nd; ++d) rows[static_cast<size_t>(k * nd + d)] = std::move(found[d]);
   });
   Tensor offsets = torch::stable::new_empty(input, {images.count * nd + 1}, ScalarType::Long);
