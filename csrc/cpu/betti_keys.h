@@ -4,14 +4,9 @@
 // keys share. float64 has the keys of float32 if all values are exact in it, else the joint ranks of both images: a sort by the upper half
 // of the keys, then one by the lower half among those that share it.
 #pragma once
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <limits>
 
-#include "../common/check.h"
-#include "../common/dispatch.h"
+#include "../common/betti_images.h"
 #include "../common/simd.h"
 #include "../functors/cubical.h"
 #include "betti_bars.h"
@@ -21,44 +16,6 @@
 namespace nearlinear::betti {
 
 using torch::stable::Tensor;
-
-template <typename F>
-void dispatch_values(ScalarType dtype, const char* op, F&& f) {
-  if (dtype == ScalarType::Byte) return f(uint8_t{});
-  if (dtype == ScalarType::Bool) return f(bool{});
-  dispatch_floating(dtype, op, "input", f);
-}
-
-// the images of one call
-struct Images {
-  Tensor input, target;  // contiguous; target is input where there is none
-  bool pair, superlevel;
-  int64_t count, pixels, nd;
-  std::array<int64_t, 3> side;
-
-  Images(const Tensor& input_, const Tensor* target_, bool superlevel_, const char* op)
-      : input(torch::stable::contiguous(input_)),
-        target(target_ ? torch::stable::contiguous(*target_) : input),
-        pair(target_ != nullptr),
-        superlevel(superlevel_),
-        nd(input_.dim() - 1) {
-    check(nd >= 1 && nd <= 3, op, "input must have shape (N, *S) with one to three spatial dimensions, got ", nd + 1, " dimensions");
-    check(target.scalar_type() == input.scalar_type(), op, "target must have the dtype of input");
-    check(target.dim() == nd + 1, op, "target must have the shape of input, got ", target.dim(), " dimensions");
-    count = input.size(0), pixels = 1;
-    side = {1, 1, 1};
-    for (int64_t a = 0; a < nd; ++a) {
-      side[static_cast<size_t>(a)] = input.size(a + 1);
-      check(input.size(a + 1) >= 1, op, "spatial sides must be at least 1, got ", input.size(a + 1), " in dimension ", a + 1);
-      pixels *= input.size(a + 1);
-    }
-    for (int64_t a = 0; a <= nd; ++a)
-      check(target.size(a) == input.size(a), op, "target must have the shape of input: dimension ", a, " is ", input.size(a), " and ",
-            target.size(a));
-    const int64_t most = std::numeric_limits<int32_t>::max() / std::max<int64_t>(nd, 2);
-    check(pixels <= most, op, "images must have at most ", most, " pixels, got ", pixels);
-  }
-};
 
 // false if a value is NaN
 template <typename scalar_t>
@@ -91,7 +48,7 @@ class KeyMaker {
   std::vector<uint32_t> input, target;
   uint32_t infinite = kNone;  // the key at which no cell enters
 
-  explicit KeyMaker(const Images& images) : images_(images), flip_(images.superlevel ? kNone : 0) {
+  explicit KeyMaker(const BettiTensors& images) : images_(images), flip_(images.superlevel ? kNone : 0) {
     input.resize(static_cast<size_t>(images.pixels)), target.resize(images.pair ? input.size() : 0);
     if constexpr (!std::is_integral_v<scalar_t>) infinite = ordered_key(std::numeric_limits<float>::infinity());  // -inf if flipped
   }
@@ -146,12 +103,12 @@ class KeyMaker {
   static constexpr double most = std::numeric_limits<double>::infinity();
   Buffer<uint64_t> wide_;
   Buffer<Indexed<uint32_t>> records_, spare_;
-  const Images& images_;
+  const BettiTensors& images_;
   const uint32_t flip_;
 };
 
 template <typename scalar_t>
-void report_nan(const Images& images, int64_t image, const char* op) {
+void report_nan(const BettiTensors& images, int64_t image, const char* op) {
   if constexpr (!std::is_integral_v<scalar_t>)
     for (int side = 0; side < 2; ++side) {
       const Tensor& t = side == 0 ? images.input : images.target;

@@ -11,6 +11,8 @@
 // Numerics: values are compared, never computed: pairs are exact. Terms are added in float64 in the order of the rows, gradients of a pixel
 //   too and rounded once; run_to_run, for any number of threads. NaN raises. A bar that dies at the last value of the filtration, +inf
 //   (superlevel: -inf), is none: those cells never enter.
+#include <torch/csrc/stable/library.h>
+
 #include <atomic>
 #include <string>
 #include <tuple>
@@ -25,7 +27,7 @@
 namespace nearlinear {
 namespace {
 
-using betti::Images;
+using Images = BettiTensors;
 using betti::KeyMaker;
 using betti::Keys;
 using betti::Row2;
@@ -125,7 +127,7 @@ void for_images_of(const Images& images, std::array<bool, 3> wanted, bool positi
 // rows of every image and dimension
 std::vector<Rows> rows_of(const Images& images, std::array<bool, 3> wanted, bool positive, const char* op) {
   std::vector<Rows> rows(static_cast<size_t>(images.count * images.nd));
-  betti::dispatch_values(images.input.scalar_type(), op, [&](auto zero) {
+  dispatch_values(images.input.scalar_type(), op, [&](auto zero) {
     for_images_of<decltype(zero)>(images, wanted, positive, op, [&] {
       return [&](int64_t k, Rows* found, Keys) {
         for (int64_t d = 0; d < images.nd; ++d) rows[static_cast<size_t>(k * images.nd + d)] = std::exchange(found[d], Rows{});
@@ -133,15 +135,6 @@ std::vector<Rows> rows_of(const Images& images, std::array<bool, 3> wanted, bool
     });
   });
   return rows;
-}
-
-std::array<bool, 3> wanted_of(const std::vector<int64_t>& dims, int64_t nd, const char* op) {
-  std::array<bool, 3> wanted{};
-  for (const int64_t d : dims) {
-    check(d >= 0 && d < nd, op, "dims must be in [0, ", nd, "), got ", d);
-    wanted[static_cast<size_t>(d)] = true;
-  }
-  return wanted;
 }
 
 // writes the rows of all images one after another, and where each image and dimension ends
@@ -162,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> betti_matching_cpu(const Tensor& inpu
   const char* op = "betti_matching";
   const Images images(input, &target, superlevel, op);
   const int64_t nd = images.nd;
-  const std::vector<Rows> rows = rows_of(images, wanted_of(dims, nd, op), positive, op);
+  const std::vector<Rows> rows = rows_of(images, wanted_dims(dims, nd, op), positive, op);
   Tensor offsets = torch::stable::new_empty(input, {images.count * nd + 1, 3}, ScalarType::Long);
   int64_t* offset = offsets.mutable_data_ptr<int64_t>();
   Tensor matched = gather_rows<Row4>(input, rows, [](const Rows& r) -> auto& { return r.matched; }, offset, 3);
@@ -175,7 +168,7 @@ std::tuple<Tensor, Tensor> persistence_barcode_cpu(const Tensor& input, std::vec
   const char* op = "persistence_barcode";
   const Images images(input, nullptr, superlevel, op);
   const int64_t nd = images.nd;
-  const std::vector<Rows> rows = rows_of(images, wanted_of(dims, nd, op), false, op);
+  const std::vector<Rows> rows = rows_of(images, wanted_dims(dims, nd, op), false, op);
   Tensor offsets = torch::stable::new_empty(input, {images.count * nd + 1}, ScalarType::Long);
   Tensor pairs = gather_rows<Row2>(input, rows, [](const Rows& r) -> auto& { return r.input; }, offsets.mutable_data_ptr<int64_t>(), 1);
   return {pairs, offsets};
