@@ -24,8 +24,12 @@ PYTHON = [
     (OPS, "if needed and not ctx.wants[i]:", "if False:", f"{LOSS} -k wants"),
 ]  # fmt: skip
 
-FORMULA = "csrc/functors/betti_loss.h"
+FORMULA, TREES, MERGES, LOOPS = "csrc/functors/betti_loss.h", *(f"csrc/cpu/betti_{name}.h" for name in ("trees", "merges", "loops"))
 CPP = [
+    (TREES, "hope[root] |= hope[dead];", "", REFERENCE),
+    (TREES, "return value_of(least[basin]) >= value;", "return value_of(least[basin]) > value;", REFERENCE),
+    (MERGES, "if (pay != nullptr && !older((*pay)[0], other, p)) return p;", "(void)pay;", REFERENCE),
+    (LOOPS, "(b[i] == m) & (out[i] == lone) ? k", "(b[i] == m) ? k", REFERENCE),
     (FORMULA, "(b > d ? b - d : d - b) > min_persistence", "(b > d ? b - d : d - b) >= min_persistence", f"{EDGES} -k strict"),
     (FORMULA, "return push ? 4 * w * (b - over())", "return push ? 2 * w * (b - over())", f"{LOSS} -k 'error_budget and options'"),
     (FORMULA, "superlevel ? 0.0 : 1.0", "superlevel ? 1.0 : 0.0", f"{LOSS} -k 'error_budget and options'"),

@@ -285,3 +285,22 @@ def test_metrics_over_processes() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(work, args=(port,), nprocs=2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_volumes_of_a_gpu_come_back() -> None:
+    """They are computed by the CPU; results and gradients are where the images are."""
+    x, y = torch.rand(2, 2, 1, 4, 5, 6)
+    on_gpu, on_cpu = (
+        evaluate(nearlinear.betti_matching_loss, {"input": a, "target": b}, {"filtration": "both"}, ("input", "target"))
+        for a, b in ((x.cuda(), y.cuda()), (x, y))
+    )
+    assert on_gpu[0].is_cuda
+    same((on_gpu[0].cpu(), [g.cpu() for g in on_gpu[1]]), on_cpu, "loss")
+    found, expected = (nearlinear.betti_matching(a, b, spatial_dims=3) for a, b in ((x.cuda(), y.cuda()), (x, y)))
+    same(found.matched.cpu(), expected.matched, "pairs")
+    assert found.matched_dim.is_cuda
+    assert nearlinear.betti_matching_error(x.cuda(), y.cuda()).is_cuda
+    with pytest.raises(RuntimeError, match=r"\.cpu\(\)"):
+        ops.persistence_barcode(x.cuda().flatten(0, 1), [0], True)

@@ -16,9 +16,16 @@ __all__ = ["Classes", "places", "stacked"]
 
 
 def stacked(image: Tensor, nd: int) -> Tensor:
-    """(N, *S) of (..., *S)."""
+    """(N, *S) of (..., *S). Volumes of a GPU come to the CPU, which alone has kernels for them, through pinned memory."""
     lead = image.dim() - nd
-    return image.reshape(math.prod(image.shape[:lead]), *image.shape[lead:])
+    image = image.reshape(math.prod(image.shape[:lead]), *image.shape[lead:])
+    if nd < 3 or image.device.type != "cuda":
+        return image
+    if torch.compiler.is_compiling():
+        return image.cpu()
+    host = image.to("cpu", non_blocking=True)
+    torch.cuda.current_stream(image.device).synchronize()
+    return host
 
 
 def places(rows: Tensor, starts: Tensor, nd: int) -> tuple[Tensor, Tensor]:

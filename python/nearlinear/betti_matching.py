@@ -53,7 +53,7 @@ def betti_matching(
         filtration: ``"superlevel"``, large values enter first, or ``"sublevel"``. Pixels connect along axes (4 neighbours, 6 in volumes).
         image_intervals: ``"all"``, as the published programs, or ``"positive"``: only intervals that are born before they die match.
         dims: homology dimensions, all by default: 0 components, 1 loops, 2 cavities. Those left out cost nothing.
-        progress: draw a bar on a terminal, for large volumes on the CPU. Ctrl-C ends them at once.
+        progress: draw a bar on a terminal, for large volumes. Ctrl-C ends them at once.
 
     Returns:
         :class:`nearlinear.BettiMatching`: pixels, without gradient. Bars of zero length and the one that never dies are not among them.
@@ -62,8 +62,9 @@ def betti_matching(
         TypeError, ValueError, NotImplementedError: an argument that does not fit, with what was expected. ValueError too for NaN, with its
             position.
 
-    Cost: images are sorted and swept with union-find, near-linear; dimension 1 of volumes reduces a matrix. Determinism: the same pixels
-    for any number of threads. Equal values enter in order of their index: a transposed image may match otherwise.
+    Cost: images are sorted and swept with union-find, near-linear; dimension 1 of volumes reduces a matrix. Volumes on a GPU are copied to
+    the CPU, which computes them. Determinism: the same pixels for any number of threads and on any device. Equal values enter in order of
+    their index: a transposed image may match otherwise.
 
     Example:
         >>> import torch, nearlinear
@@ -81,10 +82,11 @@ def betti_matching(
     x, y = (stacked(image.detach(), nd).to(dtype) for image in (input, target))
     try:
         with watched(_C.progress, _MATCHING) if progress else nullcontext():
-            *tables, offsets = _ops.betti_matching(x, y, wanted, filtration == "superlevel", image_intervals == "positive")
+            results = _ops.betti_matching(x, y, wanted, filtration == "superlevel", image_intervals == "positive")
     except RuntimeError as error:
         checks.raise_better(error, _MATCHING, input=input, target=target)
         raise
+    *tables, offsets = (result.to(input.device) for result in results)
     matched, input_only, target_only = ((rows, *places(rows, offsets[:, i], nd)) for i, rows in enumerate(tables))
     return BettiMatching(*matched, *input_only, *target_only, len(x))
 
@@ -116,14 +118,14 @@ def persistence_barcode(
     wanted = checks.check_dims(_BARCODE, dims, nd)
     x = stacked(input.detach(), nd)
     try:
-        pairs, offsets = _ops.persistence_barcode(x, wanted, filtration == "superlevel")
+        pairs, offsets = (result.to(input.device) for result in _ops.persistence_barcode(x, wanted, filtration == "superlevel"))
     except RuntimeError as error:
         checks.raise_better(error, _BARCODE, input=input)
         raise
     first = offsets.new_empty(0)
     if essential and 0 in wanted:
         flat = (x.to(torch.uint8) if x.dtype == torch.bool else x).flatten(1)
-        first = flat.argmax(1) if filtration == "superlevel" else flat.argmin(1)
+        first = (flat.argmax(1) if filtration == "superlevel" else flat.argmin(1)).to(input.device)
     return PersistenceBarcode(pairs, *places(pairs, offsets, nd), first, len(x))
 
 
@@ -220,7 +222,7 @@ def betti_matching_loss(
     except RuntimeError as error:
         checks.raise_better(error, _LOSS, input=input, target=target)
         raise
-    images = (found[0] if len(found) == 1 else (found[0] + found[1]) / 2).view(lead)
+    images = (found[0] if len(found) == 1 else (found[0] + found[1]) / 2).view(lead).to(input.device)
     if reduction == "none":
         return images
     return images.sum() if reduction == "sum" else images.sum() / max(images.numel(), 1)

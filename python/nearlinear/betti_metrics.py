@@ -111,7 +111,7 @@ def betti_matching_error(
     errors = offsets[::nd, 1:].diff(dim=0).sum(1)
     if essential:
         errors = errors + 2 * (_occupied(f) != _occupied(g))
-    return _reduced(errors.view(input.shape[: input.dim() - nd]), reduction)
+    return _reduced(errors.view(input.shape[: input.dim() - nd]).to(input.device), reduction)
 
 
 def _check(function: str, spatial_dims: int | None, dims: Sequence[int] | None, **images: Tensor) -> tuple[int, list[int]]:
@@ -140,7 +140,7 @@ def _numbers(image: Tensor, nd: int, threshold: float, dims: list[int]) -> Tenso
     foreground = _foreground(image, nd, threshold)
     counts = _ops.persistence_barcode(foreground, dims, True)[1].diff().view(-1, nd)
     counts[:, 0] += _occupied(foreground)
-    return counts[:, dims].view(*image.shape[: image.dim() - nd], len(dims))
+    return counts[:, dims].view(*image.shape[: image.dim() - nd], len(dims)).to(image.device)
 
 
 def _reduced(errors: Tensor, reduction: str) -> Tensor:
