@@ -69,7 +69,7 @@ struct BettiGradient {
   }
   NL_HD double essential_term(uint32_t k) const {
     if (!wants_first()) return 0;
-    const double gap = bars.value(0, k, first[2 * k]) - bars.value(1, k, first[2 * k + 1]);
+    const double gap = BettiTerms::apart(bars.value(0, k, first[2 * k]), bars.value(1, k, first[2 * k + 1]));
     return 2 * loss.low.matched * gap * gap;
   }
   NL_HD bool wants_first() const { return loss.essential && loss.low.matched != 0; }

@@ -1,9 +1,8 @@
 // cells of an image as a cubical complex: pixels are vertices, a cell is its first pixel and the axes that it spans.
 //
 // A cell has the value of its largest corner. Cells of one dimension are ordered by (value, first pixel, type): edges have the type of
-// the axis they span; faces of a volume, of which a pixel has three, that of their normal axis. Ids: D * pixel + type of edges and
-// facets (cells of dimension D - 1: edges of a picture, faces of a volume), the first pixel of top cells; `outside` is the node beyond
-// the border, the largest of all top cells.
+// the axis they span; faces of a volume, of which a pixel has three, that of their normal axis. Ids: D * pixel + type of edges and faces,
+// the first pixel of top cells; `outside` is the node beyond the border, the largest of all top cells.
 #pragma once
 #include <cstdint>
 
@@ -22,18 +21,10 @@ struct Cubical {
   }
 
   NL_HD uint32_t outside() const { return pixels; }
-  // the axis that a facet of this type does not span
-  NL_HD static int normal(int type) { return D == 2 ? 1 - type : type; }
-
   NL_HD void coordinates(uint32_t pixel, uint32_t (&x)[D]) const {
     for (int a = D - 1; a >= 0; --a) x[a] = pixel % side[a], pixel /= side[a];
   }
   NL_HD bool has_next(const uint32_t (&x)[D], int axis) const { return x[axis] + 1 < side[axis]; }
-  NL_HD bool has_facet(const uint32_t (&x)[D], int normal_axis) const {
-    bool all = true;
-    for (int a = 0; a < D; ++a) all = all && (a == normal_axis || has_next(x, a));
-    return all;
-  }
 
   // calls f(corner) for the corners of the cell at `pixel` that spans the axes whose bits are set, first to last
   template <typename F>
@@ -64,8 +55,6 @@ struct Cubical {
   }
 
   static constexpr unsigned all_axes = (1u << D) - 1;
-  NL_HD static unsigned edge_axes(int type) { return 1u << type; }
-  NL_HD static unsigned facet_axes(int type) { return all_axes & ~(1u << normal(type)); }
 };
 
 // the pixel that has the value of a cell of dimension `dim`, given by its id
@@ -75,17 +64,7 @@ NL_HD uint32_t critical_pixel_of(const Cubical<D>& grid, const key_t* key, uint3
   if (dim == D) return grid.critical_pixel(key, cell, grid.all_axes);
   const uint32_t pixel = cell / D, type = cell % D;
   if (dim == 1) return key[pixel + grid.stride[type]] >= key[pixel] ? pixel + grid.stride[type] : pixel;
-  return grid.critical_pixel(key, pixel, grid.facet_axes(static_cast<int>(type)));
-}
-
-// calls f(pixel, coordinates) for every pixel in order
-template <int D, typename F>
-void for_pixels(const Cubical<D>& grid, F&& f) {
-  uint32_t x[D] = {};
-  for (uint32_t p = 0; p < grid.pixels; ++p) {
-    f(p, x);
-    for (int a = D - 1; a >= 0 && ++x[a] == grid.side[a]; --a) x[a] = 0;
-  }
+  return grid.critical_pixel(key, pixel, grid.all_axes & ~(1u << type));
 }
 
 }  // namespace nearlinear
