@@ -115,18 +115,19 @@ def over_the_roof(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _jobs(arguments: argparse.Namespace, device: torch.device) -> list[Job]:
     """Published sizes first, case by case in order of importance, then what else was asked for."""
     cases = [case for case in load(arguments.ops) if not arguments.case or any(text in case.name for text in arguments.case)]
+    several = next((case for case in cases if len(case.dtypes) > 1), None)
     jobs = []
     for wish in arguments.sizes or ["published"]:
         for case in cases:
             for sizes in [case.tiny] if arguments.smoke else _sizes(wish, case, device):
-                jobs += [Job(case, dtype, sizes, device) for dtype in _dtypes(arguments, case, first=case is cases[0])]
+                jobs += [Job(case, dtype, sizes, device) for dtype in _dtypes(arguments, case, first=case is several)]
     if not jobs:
         raise ValueError("bench: no case has these sizes")
     return jobs
 
 
 def _dtypes(arguments: argparse.Namespace, case: Case, first: bool) -> Sequence[torch.dtype]:
-    """Those asked for, or those of the case; in a smoke run only the first case has more than one, since each compiles its rivals."""
+    """Those asked for, or those of the case; in a smoke run only the first case with several, as each compiles its rivals."""
     wanted = [DTYPES[name] for name in arguments.dtype] or case.dtypes
     return wanted if first or not arguments.smoke else wanted[:1]
 
