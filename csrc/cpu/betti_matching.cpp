@@ -5,7 +5,7 @@
 //   images.
 // Algorithm: values become integers in the order of the filtration (betti_keys.h). Pictures by basins and trees (betti_picture.h). Volumes:
 //   dimensions 0 and 2 by basins and union-find, dimension 1 by matrix reduction (betti_volume.h). One image after another on a thread,
-//   images on all threads, one or two volumes in parts.
+//   images on all threads, fewer volumes than threads in parts.
 // Cost: pictures: near-linear in the pixels, 27 to 76 bytes each. Volumes: sorts and sweeps, and the reduction, whose worst case is cubic;
 //   about 260 bytes a voxel. Long runs end on Ctrl-C.
 // Numerics: values are compared, never computed: pairs are exact. Terms are added in float64 in the order of the rows, gradients of a pixel
@@ -13,6 +13,7 @@
 //   (superlevel: -inf), is none: those cells never enter.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 #include <tuple>
@@ -90,8 +91,9 @@ void run_images(const Images& images, std::array<bool, 3> wanted, bool positive,
   for (size_t d = 0; d < D; ++d) dims[d] = wanted[d] && static_cast<int64_t>(d) < images.nd;
   Work work(images.count * Solver<D>::units(grid, images.pair, dims));
   std::atomic<int64_t> bad{-1};
-  // one or two volumes: one after another, each on several threads
-  const int64_t grain = D == 3 && images.count < 3 ? 3 : 1;
+  // fewer volumes than threads: one after another, each on several threads
+  const bool split = D == 3 && images.count < torch::stable::get_num_threads();
+  const int64_t grain = split ? std::max<int64_t>(images.count, 1) : 1;
   parallel_for(0, images.count, grain, [&](int64_t first, int64_t last) {
     Solver<D> solver(grid, dims, positive);
     betti::Matchings<D> matchings;
