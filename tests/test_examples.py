@@ -82,7 +82,7 @@ def test_vessel_segmentation(tmp_path: Path) -> None:
     text = run("vessel_segmentation", tmp_path / "out.png")
     rows = {line[:22].strip(): [float(x) for x in line[22:].split()[:4]] for line in text.splitlines() if re.match(r"Dice( \+|  )", line)}
     alone, both = rows["Dice"], rows["Dice + Betti matching"]
-    assert both[0] > alone[0] - 0.05
+    assert both[0] > alone[0] - 0.05  # in two runs the two were within 0.01 of each other
     assert both[1] < alone[1], "fewer components without a partner"
     assert "%" in text.splitlines()[3], "the share of the step"
 
