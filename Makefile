@@ -33,6 +33,7 @@ demo: $(BUILD) $(VENV)/demo.stamp
 	$(BIN)/python examples/face_recognition.py $(DEMO_FLAGS)
 	$(BIN)/python examples/auc_training.py $(DEMO_FLAGS)
 	$(BIN)/python examples/vessel_segmentation.py $(DEMO_FLAGS)
+	$(BIN)/python examples/triple_detection.py $(DEMO_FLAGS)
 
 test: $(BUILD) $(VENV)/demo.stamp $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q $(TESTS)

@@ -191,18 +191,22 @@ class Job:
             if which in products:
                 alone = found[f"products {which}", "floor"]
                 alone.update(flops=flops, tflops=flops / (alone["ms"]["p50"] * 1e9))
-            tflops = alone["tflops"] if which in products else gemm(self.dtype) if flops else 0.0
+            tflops = alone["tflops"] if which in products else gemm(self._fastest(gemm)) if flops else 0.0
             for key in alive:
                 found[key].update(self._rates(which, found[key], peak, tflops))
             facts.update(found)
         return facts
 
     def _products(self, inputs: tuple[Tensor, ...], gemm: Callable[[torch.dtype], float]) -> Mapping[str, Callable[[], object]]:
-        """The case's matrix products alone, in the faster of its dtype and float32: a CPU may have no 16-bit products."""
+        """The case's matrix products alone."""
         if self.case.products is None:
             return {}
-        fastest = max((self.dtype, torch.float32), key=gemm)
+        fastest = self._fastest(gemm)
         return self.case.products(tuple(t.to(fastest) if t.is_floating_point() else t for t in inputs))
+
+    def _fastest(self, gemm: Callable[[torch.dtype], float]) -> torch.dtype:
+        """The dtype in which products of the case's inputs are fastest: a CPU may have no 16-bit products."""
+        return max((self.dtype, torch.float32), key=gemm)
 
     def _rates(self, which: str, found: Row, peak_gbs: float, gemm_tflops: float) -> Row:
         bytes_, moved = (count(self.sizes, self.dtype.itemsize)[which] for count in (self.case.bytes, self.case.moved))

@@ -182,3 +182,43 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
       "betti_matching_loss(Tensor input, Tensor target, float[] weights, bool superlevel, bool positive, float min_persistence, bool push, "
       "bool essential, bool wants_input, bool wants_target) -> (Tensor loss, Tensor d_input, Tensor d_target)");
 }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
+  // tensor_attention. Shapes: query [B, H, N, D], keys [B, G, N1, D] and [B, G, N2, D], values [B, G, N1 or N2, E], biases [B, G, N1 or N2]
+  // in the dtype of the statistics, -inf for a key that takes no part; G divides H. Logit x = scale sum_c q_ic a_jc b_kc. window: how far
+  // key1 and key2 may lie left and right of the query, [left, right, left, right], -1 for any distance. wants: gradients of the seven.
+  m.def(
+      "trilinear_softmax(Tensor query, Tensor key1, Tensor key2, Tensor value1, Tensor value2, Tensor? bias1, Tensor? bias2, float scale, "
+      "int[] window) -> (Tensor out, Tensor lse)");
+  m.def(
+      "trilinear_softmax_backward(Tensor d_out, Tensor d_lse, Tensor query, Tensor key1, Tensor key2, Tensor value1, Tensor value2, "
+      "Tensor? bias1, Tensor? bias2, Tensor out, Tensor lse, float scale, int[] window, bool[] wants) "
+      "-> (Tensor d_query, Tensor d_key1, Tensor d_key2, Tensor d_value1, Tensor d_value2, Tensor d_bias1, Tensor d_bias2)");
+  // sums [B, H, N, E + 1]: sum over j, k of w(x) e^(bias1_j + bias2_k) (v1_j * v2_k, 1), w = sum_m coefficients[m] x^m, or e^x minus that
+  m.def(
+      "trilinear_sums(Tensor query, Tensor key1, Tensor key2, Tensor value1, Tensor value2, Tensor? bias1, Tensor? bias2, float scale, "
+      "int[] window, float[] coefficients, bool excess) -> Tensor sums");
+  m.def(
+      "trilinear_sums_backward(Tensor d_sums, Tensor query, Tensor key1, Tensor key2, Tensor value1, Tensor value2, Tensor? bias1, "
+      "Tensor? bias2, float scale, int[] window, float[] coefficients, bool excess, bool[] wants) "
+      "-> (Tensor d_query, Tensor d_key1, Tensor d_key2, Tensor d_value1, Tensor d_value2, Tensor d_bias1, Tensor d_bias2)");
+
+  // taylor_attention. Features phi(u) [R]: the R = C(D + degree, degree) monomials of D channels up to the degree.
+  // moments: [B, G, R, E + 1], sum_j e^bias_j phi(key_j) (value_j, 1)
+  m.def("taylor_moments(Tensor key, Tensor value, Tensor? bias, int degree) -> Tensor moments");
+  m.def(
+      "taylor_moments_backward(Tensor d_moments, Tensor key, Tensor value, Tensor? bias, int degree, bool[] wants) "
+      "-> (Tensor d_key, Tensor d_value, Tensor d_bias)");
+  m.def("taylor_apply(Tensor query, Tensor moments, int degree) -> Tensor sums");  // [B, H, N, E + 1]: phi(query_i)^T moments
+  m.def(
+      "taylor_apply_backward(Tensor d_sums, Tensor query, Tensor moments, int degree, bool[] wants) "
+      "-> (Tensor d_query, Tensor d_moments)");
+  // [B, H, N, E + 1]: sum_r phi_r(query_i) weight_r m1_r * m2_r, with m1, m2 the moments of keys 0 to i; weight [R] is a constant
+  m.def(
+      "taylor_scan(Tensor query, Tensor key1, Tensor key2, Tensor value1, Tensor value2, Tensor? bias1, Tensor? bias2, Tensor weight, "
+      "int degree) -> Tensor sums");
+  m.def(
+      "taylor_scan_backward(Tensor d_sums, Tensor query, Tensor key1, Tensor key2, Tensor value1, Tensor value2, Tensor? bias1, "
+      "Tensor? bias2, Tensor weight, int degree, bool[] wants) "
+      "-> (Tensor d_query, Tensor d_key1, Tensor d_key2, Tensor d_value1, Tensor d_value2, Tensor d_bias1, Tensor d_bias2)");
+}

@@ -86,7 +86,7 @@ PAPERS = tuple(Paper(*row) for row in (
     ("Hyperbolic Category Discovery (HypCD)",
      "Liu, He, Han 2025", "2504.06120", "cross-entropy", "supcon_loss, info_nce_loss", "done"),
     ("How to Capture Higher-order Correlations? Generalizing Matrix Softmax Attention to Kronecker Computation",
-     "Alman, Song 2023", "2310.04064", "tensor attention", "tensor_attention", "planned"),
+     "Alman, Song 2023", "2310.04064", "tensor attention", "tensor_attention, tensor_attention_n, tree_attention", "done"),
     ("The Malignant Tail: Spectral Segregation of Label Noise in Over-Parameterized Networks",
      "Wang 2026", "2603.02293", "none", "example", "planned"),
     ("Image-level Regression for Uncertainty-aware Retinal Image Segmentation (SAUNA)",

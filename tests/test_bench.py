@@ -1,6 +1,7 @@
 """The benchmark runner measures what it says: clock, memory gauge, floors, rivals that fail, overwrite or err."""
 
 import dataclasses
+import functools
 import re
 import sys
 import time
@@ -207,6 +208,30 @@ def test_products_of_a_head_are_those_of_the_loss():
         with counter:
             call()
         assert counter.get_total_flops() == cases.flops({"N": 3, "D": 2, "V": 5})[which]
+
+
+def test_flops_of_polynomial_attention_are_those_of_its_products():
+    """Forward and with the backward, of the plain torch that has no product beside them."""
+    from nearlinear.bench.cases import taylor_attention as cases
+
+    case = CASES["taylor_attention", "degree 2, long"]
+    tensors = case.inputs(case.tiny, torch.float32, CPU)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        loss = cases.squared(functools.partial(cases.by_moments, 2))(*tensors)
+    assert counter.get_total_flops() == case.flops(case.tiny)["fwd"]
+    with counter:
+        loss.backward()
+    assert counter.get_total_flops() == case.flops(case.tiny)["full"] - case.flops(case.tiny)["fwd"]
+
+
+def test_pairs_of_windows_are_counted():
+    from nearlinear.bench.cases import tensor_attention as cases
+    from nearlinear.reference.tensor_attention import seen
+
+    for n in (7, 40):
+        near1, near2 = (seen(n, n, [left, 0], CPU) for left in cases.WIDE)
+        assert cases.pairs_of((32, 512), n) == int((near1.sum(1) * near2.sum(1)).sum())
 
 
 def test_the_first_case_of_each_op_comes_before_the_second_of_any():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import errors_attention
 import errors_betti
 import errors_linear
 import errors_mw
@@ -17,7 +18,18 @@ import errors_roc_auc
 import nearlinear
 import pytest
 import torch
-from nearlinear import BrayCurtis, Canberra, Minkowski, SmoothChebyshev, _checks, betti_checks, betti_images, roc_auc_checks, row_losses
+from nearlinear import (
+    BrayCurtis,
+    Canberra,
+    Minkowski,
+    SmoothChebyshev,
+    _checks,
+    betti_checks,
+    betti_images,
+    roc_auc_checks,
+    row_losses,
+    tensor_attention_checks,
+)
 from nearlinear.logit_maps import SoftCap
 from torch.autograd import forward_ad
 
@@ -199,6 +211,7 @@ ROWS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: nearlinear.CrossEntropyLoss(row_loss=3), ValueError,
         f"CrossEntropyLoss: row_loss must be a RowLoss or one of {sorted(row_losses.ROW_LOSSES)}, got 3",
     ),
+    *errors_attention.ROWS,
     *errors_betti.ROWS,
     *errors_linear.ROWS,
     *errors_mw.ROWS,
@@ -271,6 +284,9 @@ def literals(node: ast.AST) -> list[str]:
         nearlinear.linear_mw_loss,
         nearlinear.plan,
         nearlinear.roc_auc_score,
+        nearlinear.tensor_attention,
+        nearlinear.tensor_attention_n,
+        tensor_attention_checks.check_sets,
         nearlinear.RocAUC,
         roc_auc_checks.check_samples,
         _checks.require,

@@ -87,6 +87,17 @@ def test_vessel_segmentation(tmp_path: Path) -> None:
     assert "%" in text.splitlines()[3], "the share of the step"
 
 
+def test_triple_detection(tmp_path: Path) -> None:
+    text = run("triple_detection", tmp_path / "out.png")
+    accuracies = {line[:18].strip(): float(line[18:].split()[0].rstrip("%")) for line in text.splitlines()[2:7]}
+    assert list(accuracies) == ["single keys", "pairs, eager", "pairs, exact", "pairs, degree 2", "pairs, degree 4"]
+    assert accuracies["pairs, exact"] > accuracies["single keys"] + 2, accuracies
+    assert accuracies["pairs, exact"] == pytest.approx(accuracies["pairs, eager"], abs=2)
+    assert "the curves of eager and exact agree" in text
+    assert [line.split()[0] for line in text.splitlines() if re.match(r" +\d+ ", line)] == ["8", "16", "32", "64", "128", "256"]
+    assert "equal operations at 29" in text
+
+
 def test_the_tolerance_of_the_curves_sees_a_wrong_gradient() -> None:
     demo = load("language_model")
     ids, num_classes = demo.standard_library(10_000)

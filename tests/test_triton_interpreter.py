@@ -71,3 +71,11 @@ def test_pair_losses_in_the_interpreter() -> None:
 def test_bins_in_the_interpreter() -> None:
     assert passed(interpreted(str(HERE / "triton_bins.py"))) > 50
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", str(HERE / "test_pair_bins.py"))) > 200
+
+
+def test_tensor_attention_in_the_interpreter() -> None:
+    assert passed(interpreted(str(HERE / "triton_tensor.py"))) > 20
+
+
+def test_taylor_launchers_in_the_interpreter() -> None:
+    assert passed(interpreted(str(HERE / "triton_taylor.py"))) > 50

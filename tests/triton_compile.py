@@ -30,6 +30,8 @@ import triton.language as tl
 from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, distance, kl_logit, pair_bins, pair_loss, sface
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton_attention_calls import MODULES as ATTENTION_MODULES
+from triton_attention_calls import attention_kernels
 
 OPS = (
     "logit_stats",
@@ -221,6 +223,10 @@ def main(capability: int, report: Callable[[str], None]) -> None:
 
     cross_entropy.launch = cross_entropy_soft.launch = kl_logit.launch = sface.launch = distance.launch = pair_loss.launch = compile_only
     pair_bins.launch = compile_only
+    for module in ATTENTION_MODULES:
+        module.launch = compile_only
+    for key, kernel in attention_kernels(kernels):
+        report(json.dumps({"key": f"{key} sm_{capability}", **compiled(kernel)}))
     for op, name, dtype, logit_map, variant in pair_calls():
         call_pair(op, LAYOUTS[name], dtype, logit_map, variant)
         key = f"{op} {str(dtype).removeprefix('torch.')} {name} {logit_map} {variant} sm_{capability}"

@@ -100,6 +100,14 @@ from .roc_auc import roc_auc_score, roc_curve
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
 from .row_weights import dataset_equity_weight, density_weights
 from .sface import SFaceLoss, sface_loss
+from .taylor_attention import (
+    TensorAttentionErrorBound,
+    tensor_attention_error_bound,
+    tensor_attention_error_estimate,
+    tensor_attention_n,
+)  # fmt: skip
+from .tensor_attention import TensorAttention, tensor_attention, tree_attention
+from .tensor_attention_plan import TensorAttentionPlan, tensor_attention_plan
 
 __all__ = [
     "GCE",
@@ -159,6 +167,9 @@ __all__ = [
     "SumExponential",
     "SupconLoss",
     "SymmetricCE",
+    "TensorAttention",
+    "TensorAttentionErrorBound",
+    "TensorAttentionPlan",
     "TruncatedGCE",
     "TruncatedGCELoss",
     "UNPGLoss",
@@ -212,6 +223,12 @@ __all__ = [
     "smooth_average_precision_loss",
     "supcon_loss",
     "surrogates",
+    "tensor_attention",
+    "tensor_attention_error_bound",
+    "tensor_attention_error_estimate",
+    "tensor_attention_n",
+    "tensor_attention_plan",
+    "tree_attention",
     "truncated_gce_loss",
     "unpg_loss",
 ]  # fmt: skip

@@ -33,8 +33,8 @@ class Implementation:
     reason: str = ""
 
 
-# kernels that several families sum with have a file of their own; the others that of their family
-FILES = {"binned_moments": "pair_bins", "binned_values": "pair_bins", "pair_scan": "pair_scan"}
+# kernels that several families sum with, and algorithms of their own, have a file of their own; the others that of their family
+FILES = {"binned_moments": "pair_bins", "binned_values": "pair_bins", "pair_scan": "pair_scan", "taylor_scan": "taylor_scan"}
 
 
 def ops() -> list[str]:
@@ -60,7 +60,7 @@ def _find(op: str, key: str) -> Implementation:
     family = family_of(op)
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"nearlinear::{op}", "CompositeExplicitAutograd"):
         return Implementation(op, key, "Python", f"python/nearlinear/ops/{family}.py")
-    stem = FILES.get(op, family)
+    stem = FILES.get(op.removesuffix("_backward"), family)
     launchers = _triton_launchers(stem)
     if key == "CPU":
         file, kind, reason = f"csrc/cpu/{stem}.cpp", "C++", ""

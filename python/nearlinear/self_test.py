@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import implementations
+from .self_test_attention import ATTENTION_TESTS
 from .self_test_betti import BETTI_TESTS
 from .self_test_cases import SELF_TESTS as LOGIT_TESTS
 from .self_test_cases import SelfTest, wave
@@ -17,7 +18,7 @@ from .self_test_ranks import RANK_TESTS
 
 __all__ = ["SELF_TESTS", "TOLERANCE", "Outcome", "SelfTest", "self_test"]
 
-SELF_TESTS = {**LOGIT_TESTS, **LINEAR_TESTS, **RANK_TESTS, **BETTI_TESTS}
+SELF_TESTS = {**LOGIT_TESTS, **LINEAR_TESTS, **RANK_TESTS, **BETTI_TESTS, **ATTENTION_TESTS}
 TOLERANCE = 1e-5  # float32 sums of 37 terms, twice differentiated, give 2e-6; a wrong formula gives 1e-2
 
 

@@ -13,6 +13,8 @@ from . import (
     ranking,
     roc_auc,
     sface,
+    taylor_attention,
+    tensor_attention,
 )
 
 __all__ = [
@@ -28,4 +30,6 @@ __all__ = [
     "ranking",
     "roc_auc",
     "sface",
+    "taylor_attention",
+    "tensor_attention",
 ]
