@@ -222,3 +222,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
       "Tensor? bias2, Tensor weight, int degree, bool[] wants) "
       "-> (Tensor d_query, Tensor d_key1, Tensor d_key2, Tensor d_value1, Tensor d_value2, Tensor d_bias1, Tensor d_bias2)");
 }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nearlinear, m) {
+  // segment_moments. Shapes: input [N, D], index int64 [N] of 0 to num_segments - 1 (None: N segments). sum float64 [S, D]; square float64
+  // [S, D] for second_moment = diag, [S, D, D] for full, [0] for none; count int64 [S].
+  m.def("segment_moments(Tensor input, Tensor index, int? num_segments, str second_moment) -> (Tensor sum, Tensor square, Tensor count)");
+  m.def(
+      "segment_moments_backward(Tensor d_sum, Tensor d_square, Tensor input, Tensor index, int? num_segments, str second_moment) "
+      "-> Tensor d_input");
+}

@@ -73,6 +73,13 @@ def test_bins_in_the_interpreter() -> None:
     assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", str(HERE / "test_pair_bins.py"))) > 200
 
 
+def test_segments_in_the_interpreter() -> None:
+    """Runs that end inside a piece of 256 rows, at its end and in a later one."""
+    file = str(HERE / "test_segment_moments.py")
+    chosen = "sizes and any_order and (64 or 1023 and diag) or sizes and ordered and 1024 and diag or not_a_number"
+    assert passed(interpreted("-p", "triton_on_cpu", "-m", "not gpu", "-k", chosen, file)) > 5
+
+
 def test_tensor_attention_in_the_interpreter() -> None:
     assert passed(interpreted(str(HERE / "triton_tensor.py"))) > 20
 

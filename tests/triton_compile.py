@@ -27,7 +27,16 @@ if __name__ == "__main__":
 
 import triton
 import triton.language as tl
-from nearlinear.triton_kernels import cross_entropy, cross_entropy_soft, distance, kl_logit, pair_bins, pair_loss, sface
+from nearlinear.triton_kernels import (
+    cross_entropy,
+    cross_entropy_soft,
+    distance,
+    kl_logit,
+    pair_bins,
+    pair_loss,
+    segment_moments,
+    sface,
+)
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton_attention_calls import MODULES as ATTENTION_MODULES
@@ -208,6 +217,15 @@ def call_bins(terms: int, dtype: torch.dtype, full: bool) -> None:
     pair_bins.binned_values(input, target, group, tensor(groups, 2, 100, terms, dtype=torch.float64), 8.0, -50)
 
 
+def call_segments(dtype: torch.dtype) -> Iterator[str]:
+    """Sums, squares and products, and their gradient; the names of the launches."""
+    rows, index = torch.empty(4096, 256, dtype=dtype, device="meta"), torch.empty(4096, dtype=torch.int64, device="meta")
+    for kind in ("diag", "full"):
+        sums = segment_moments.segment_moments(rows, index, 100, kind)
+        segment_moments.segment_moments_backward(*sums[:2], rows, index, 100, kind)
+        yield from ("sum", "parts", kind, "parts", f"gradient {kind}")
+
+
 def compiled(kernel: Any) -> dict[str, Any]:
     wide = bool(re.search(r"ld\.global\S*\.v4\.", kernel.asm["ptx"]))
     narrow = narrow_products(kernel.asm["ttir"])
@@ -222,7 +240,7 @@ def main(capability: int, report: Callable[[str], None]) -> None:
         kernels.append(kernel.warmup(*arguments, grid=(programs,), num_warps=num_warps, num_stages=1, enable_fp_fusion=True, **constants))
 
     cross_entropy.launch = cross_entropy_soft.launch = kl_logit.launch = sface.launch = distance.launch = pair_loss.launch = compile_only
-    pair_bins.launch = compile_only
+    pair_bins.launch = segment_moments.launch = compile_only
     for module in ATTENTION_MODULES:
         module.launch = compile_only
     for key, kernel in attention_kernels(kernels):
@@ -253,6 +271,12 @@ def main(capability: int, report: Callable[[str], None]) -> None:
                 key = f"binned_{part} {str(dtype).removeprefix('torch.')} {terms} {variant} sm_{capability}"
                 report(json.dumps({"key": key, **compiled(kernel)}))
             kernels.clear()
+    for dtype in DTYPES:
+        parts = [*call_segments(dtype)]
+        for part, kernel in dict(zip(parts, kernels, strict=True)).items():
+            key = f"segment {part} {str(dtype).removeprefix('torch.')} sm_{capability}"
+            report(json.dumps({"key": key, **compiled(kernel)}))
+        kernels.clear()
     planted = planted_kernel.warmup(torch.empty(1, device="meta"), 100, 12, 3, grid=(1,), BV=16)
     report(json.dumps({"key": "planted", **compiled(planted)}))
 

@@ -99,6 +99,17 @@ from .ranking import (
 from .roc_auc import roc_auc_score, roc_curve
 from .row_losses import GCE, MAE, CompSum, CrossEntropy, Floored, Focal, Poly1, SumExponential, SymmetricCE, TruncatedGCE
 from .row_weights import dataset_equity_weight, density_weights
+from .segment_moments import (
+    OrthogonalProjectionLoss,
+    PamCLoss,
+    class_prototypes,
+    gaussian_nb_head,
+    neural_collapse,
+    orthogonal_projection_loss,
+    pamc_loss,
+    segment_moments,
+)  # fmt: skip
+from .segment_results import NeuralCollapse, SegmentMoments
 from .sface import SFaceLoss, sface_loss
 from .taylor_attention import (
     TensorAttentionErrorBound,
@@ -148,10 +159,13 @@ __all__ = [
     "Minkowski",
     "MultiSimilarityLoss",
     "NearlinearWarning",
+    "NeuralCollapse",
+    "OrthogonalProjectionLoss",
     "PairLoss",
     "PairwiseAUCAccumulator",
     "PairwiseAUCLoss",
     "PairwisePlan",
+    "PamCLoss",
     "PersistenceBarcode",
     "Plan",
     "Poly1",
@@ -161,6 +175,7 @@ __all__ = [
     "RocAUC",
     "SFaceLoss",
     "Scale",
+    "SegmentMoments",
     "SmoothAveragePrecisionLoss",
     "SmoothChebyshev",
     "SoftCap",
@@ -181,6 +196,7 @@ __all__ = [
     "betti_matching_loss",
     "betti_number_error",
     "betti_numbers",
+    "class_prototypes",
     "comp_sum_loss",
     "cosface_loss",
     "cross_entropy",
@@ -191,6 +207,7 @@ __all__ = [
     "elastic_arcface_loss",
     "elastic_cosface_loss",
     "focal_loss",
+    "gaussian_nb_head",
     "gce_loss",
     "harmonic_loss",
     "info_nce_loss",
@@ -204,10 +221,13 @@ __all__ = [
     "logit_maps",
     "mae_loss",
     "multi_similarity_loss",
+    "neural_collapse",
+    "orthogonal_projection_loss",
     "pair_forms",
     "pair_loss",
     "pairwise_auc_loss",
     "pairwise_auc_plan",
+    "pamc_loss",
     "persistence_barcode",
     "plan",
     "poly_loss",
@@ -218,6 +238,7 @@ __all__ = [
     "roc_curve",
     "row_losses",
     "score_maps",
+    "segment_moments",
     "sface_loss",
     "sigmoid_rank",
     "smooth_average_precision_loss",

@@ -16,6 +16,7 @@ TRITON_OPS = (
     "distance_tile", "distance_tile_backward", "pair_distances", "pair_distances_backward",
     "logit_stats", "logit_stats_backward", "logit_stats_backward_", "logit_sum", "logit_sum_backward", "logit_sum_backward_",
     "pair_tile_extremes", "pair_tile_stats", "pair_tile_stats_backward_",
+    "segment_moments", "segment_moments_backward",
     "soft_logit_stats", "soft_logit_stats_backward",
     "taylor_apply", "taylor_apply_backward", "taylor_moments", "taylor_moments_backward", "taylor_scan", "taylor_scan_backward",
     "trilinear_softmax", "trilinear_softmax_backward", "trilinear_sums", "trilinear_sums_backward",

@@ -15,10 +15,11 @@ from .self_test_cases import SELF_TESTS as LOGIT_TESTS
 from .self_test_cases import SelfTest, wave
 from .self_test_linear import LINEAR_TESTS
 from .self_test_ranks import RANK_TESTS
+from .self_test_segments import SEGMENT_TESTS
 
 __all__ = ["SELF_TESTS", "TOLERANCE", "Outcome", "SelfTest", "self_test"]
 
-SELF_TESTS = {**LOGIT_TESTS, **LINEAR_TESTS, **RANK_TESTS, **BETTI_TESTS, **ATTENTION_TESTS}
+SELF_TESTS = {**LOGIT_TESTS, **LINEAR_TESTS, **RANK_TESTS, **BETTI_TESTS, **ATTENTION_TESTS, **SEGMENT_TESTS}
 TOLERANCE = 1e-5  # float32 sums of 37 terms, twice differentiated, give 2e-6; a wrong formula gives 1e-2
 
 
