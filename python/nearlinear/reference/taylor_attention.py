@@ -87,7 +87,8 @@ def total_variation(
     query: Tensor, keys: Sequence[Tensor], *, scale: float | None = None, degree: int = 2,
     padding_masks: Sequence[Tensor | None] | None = None, window: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What ``tensor_attention_error_bound`` bounds: half the sum of |P^ - P| of each row, its largest |x|, and its mean of x^2.
+    """What ``tensor_attention_error_bound`` bounds: half the sum of ``|P^ - P|`` of each row, its largest ``|x|``, and its mean
+    of x^2.
     ``window`` bool, of the shape of the logits of a row set: pairs that count."""
     x, bias, _ = tuples(query, keys, [], scale, padding_masks)
     bias = bias.expand_as(x) if window is None else torch.where(window, bias, -torch.inf)
