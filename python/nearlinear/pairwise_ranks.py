@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .collectives import gather, gathered_sum
+from .collectives import gather, gathered_sum, summed_over_ranks
 from .pair_bins import Grid
 from .pairwise_checks import Samples
 from .pairwise_moments import moments_of, share_of_loss
@@ -57,20 +57,7 @@ def binned_sum(
     mass = moments[0, :, :, 0].sum(1)
     share = share_of_loss(x, moments, grid, surrogate)
     pairs = (mass[0] * mass[1]).reshape(1)
-    return _SummedOverRanks.apply(share, process_group) * pairs, pairs
-
-
-class _SummedOverRanks(torch.autograd.Function):
-    """Every rank's gradient is the sum of what the ranks ask for."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, process_group: ProcessGroup) -> Tensor:
-        ctx.process_group = process_group
-        return gathered_sum(part, process_group)
-
-    @staticmethod
-    def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor, None]:
-        return gathered_sum(d_sum, ctx.process_group), None
+    return summed_over_ranks(share, process_group) * pairs, pairs
 
 
 class _Gathered(torch.autograd.Function):
