@@ -78,6 +78,8 @@ def tensor_attention(
 
     Returns:
         out (..., H, N, E) in the dtype of ``query``; 0, with an lse of -inf, for a query that sees no pair. A tuple if more is asked for.
+        With a polynomial NaN for a query whose sums lose their digits: causal or in a window with masks that lie 40 apart (float64: 300),
+        or where an ``exact_window`` takes nearly all of the polynomial's weight away.
 
     Warns:
         NearlinearWarning: ``method="polynomial"`` stands for a softmax that it is not certified to resemble.
