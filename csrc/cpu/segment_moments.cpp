@@ -176,9 +176,9 @@ void moments(const Call& call, double* sum, double* square) {
     Rows tile(full ? kTile : 0, d), gram(full ? d : 0, d);
     for (int64_t p = first; p < last; ++p) {
       const Piece& piece = s.pieces[p];
-      double* const to = partial.data() + piece.slot * width;
-      reduce_piece<T>(call, s, piece, &tile, &gram, piece.slot < 0 ? sum + piece.segment * d : to,
-                      piece.slot < 0 ? square + piece.segment * q : to + d);
+      const bool whole = piece.slot < 0;
+      double* const to = whole ? sum + piece.segment * d : partial.data() + piece.slot * width;
+      reduce_piece<T>(call, s, piece, &tile, &gram, to, whole ? square + piece.segment * q : to + d);
     }
   });
   for (const Piece& piece : s.pieces) {
