@@ -206,6 +206,15 @@ def test_sizes(path: Path) -> None:
     assert not long
 
 
+def test_one_type_has_one_name() -> None:
+    """Two headers' types of one name in the one namespace would be one for the linker: a destructor of either might run for both."""
+    owners: dict[str, set[str]] = {}
+    for path in sources("csrc/cpu/*.h", "csrc/common/*.h", "csrc/functors/*.h"):
+        for name in re.findall(r"^(?:template <[^>]*>\n)?(?:struct|class) (\w+)", path.read_text(), re.MULTILINE):
+            owners.setdefault(name, set()).add(path.name)
+    assert {name: files for name, files in owners.items() if len(files) > 1} == {}
+
+
 def test_nobody_imports_the_layers_by_bare_names() -> None:
     """triton_kernels and bench are subpackages of nearlinear; other packages own those names."""
     bare = re.compile(r"^\s*(?:import|from) (?:triton_kernels|bench)\b", re.MULTILINE)

@@ -65,6 +65,11 @@ def row_range(i_tile, tiles, lanes, BN: tl.constexpr):
     return i_o, i_l, i_l < lanes
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """Elements along the last dimension side by side; a copy where they are not."""
+    return tensor if tensor.dim() and tensor.stride(-1) == 1 else tensor.contiguous()
+
+
 def float_pair(value: float) -> tuple[float, float]:
     """A double as two float32, the form in which Triton takes scalars: 48 bits survive, enough for the float64 kernels."""
     high = ctypes.c_float(value).value

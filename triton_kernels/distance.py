@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import launch
+from .common import dense, launch
 from .cross_entropy import check
 from .distance_metrics import METRICS, PAIRLESS, has_moments, has_top, kernel_metric, moment, scale, sign, slope, term, value
 
@@ -217,10 +217,6 @@ def distance_tile_backward(
     op = "distance_tile_backward"
     check_vectors(op, input, other, 2, metric, metric_params)
     backward(d_input, d_other, grad, input, other, metric, metric_params, wants_input, wants_other, op)
-
-
-def dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() and tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def pair_distances(input: Tensor, other: Tensor, metric: str, metric_params: list[float]) -> Tensor:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import launch
+from .common import dense, launch
 from .cross_entropy import check
 
 PIECE = 256
@@ -111,10 +111,6 @@ def segment_bwd_kernel(
 
 
 # ---- launchers: they hold no state
-
-
-def dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() and tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def check_segments(op: str, input: Tensor, index: Tensor, second_moment: str) -> None:

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import float_pair, launch
+from .common import dense, float_pair, launch
 from .cross_entropy import check, statistics_dtype
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -230,10 +230,6 @@ def choose_blocks(tiles: dict[int, Any], query: Tensor, value: Tensor) -> Blocks
     dp, ep = (max(triton.next_power_of_2(t.shape[3]), 16) for t in (query, value))
     bm, bk, warps = next(tile for limit, *tile in tiles[query.element_size()] if max(dp, ep) <= limit)
     return Blocks(bm, bk, dp, ep, warps)
-
-
-def dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def bounds(window: list[int]) -> tuple[int, ...]:

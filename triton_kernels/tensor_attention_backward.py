@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import float_pair, launch
+from .common import dense, float_pair, launch
 from .cross_entropy import check, statistics_dtype
 from .tensor_attention import (
     DEGREE,
@@ -32,7 +32,6 @@ from .tensor_attention import (
     check_coefficients,
     check_pairs,
     choose_blocks,
-    dense,
     load_bias,
     load_keys,
     load_row,

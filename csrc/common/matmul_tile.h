@@ -6,7 +6,9 @@
 // What C holds is added last, to a sum of K terms: over many products its error grows with their number, not with that of the terms.
 // A stride of B or C that is a multiple of 512 bytes maps the rows of a panel to the same few cache sets: callers pad it (padded_stride).
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 
 #include "simd.h"
 
@@ -19,6 +21,30 @@ constexpr int64_t kLanes = 64 / sizeof(T);  // of a vector: one cache line
 template <typename T>
 constexpr int64_t padded_stride(int64_t n) {
   return ((n + kLanes<T> - 1) / kLanes<T> | 1) * kLanes<T>;
+}
+
+// n elements that start at a cache line, not initialised
+template <typename T>
+class Lines {
+ public:
+  Lines() = default;
+  explicit Lines(int64_t n) : lines_(std::make_unique_for_overwrite<Line[]>(static_cast<size_t>((n + kLanes<T> - 1) / kLanes<T>))) {}
+  T* get() const { return reinterpret_cast<T*>(lines_.get()); }
+  operator T*() const { return get(); }
+
+ private:
+  struct alignas(64) Line {
+    T element[kLanes<T>];
+  };
+  std::unique_ptr<Line[]> lines_;
+};
+
+// n zeros
+template <typename T>
+Lines<T> lines(int64_t n) {
+  Lines<T> made(n);
+  std::fill_n(made.get(), (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>, T(0));
+  return made;
 }
 
 enum class Layout { kRows, kColumns };

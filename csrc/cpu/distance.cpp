@@ -16,6 +16,7 @@
 #include <string>
 #include <tuple>
 
+#include "../common/dense.h"
 #include "../common/dispatch.h"
 #include "distance_tiles.h"
 
@@ -218,10 +219,6 @@ void distance_tile_backward_cpu(Tensor d_input, Tensor d_other, const Tensor& gr
   check_vectors(input, other, 2, "distance_tile_backward");
   backward(d_input, d_other, grad, input, other, metric, metric_params, wants_input, wants_other, "distance_tile_backward");
 }
-
-// elements of a vector side by side, as the kernels read them
-Tensor dense(const Tensor& t) { return t.dim() > 0 && t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t); }
-
 Tensor pair_distances_cpu(const Tensor& input, const Tensor& other, const std::string& metric, const std::vector<double>& metric_params) {
   const Tensor x = dense(input), w = dense(other);
   check_vectors(x, w, 3, "pair_distances");

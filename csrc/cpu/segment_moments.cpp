@@ -11,13 +11,13 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "../common/dense.h"
 #include "../common/dispatch.h"
 #include "../common/matmul_tile.h"
 
@@ -30,9 +30,6 @@ using torch::stable::Tensor;
 enum class Second { kNone, kDiag, kFull };
 
 constexpr int64_t kTile = 64;  // rows that a matrix product takes at a time
-
-// elements of a row side by side
-Tensor dense(const Tensor& t) { return t.dim() > 0 && t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t); }
 
 struct Piece {
   int64_t segment, begin, end;  // of the listed rows
@@ -133,14 +130,10 @@ NL_CLONES void widen(const T* __restrict x, int64_t d, double* __restrict out) {
 // rows of doubles that matmul_tile reads: padded with zeros
 struct Rows {
   int64_t stride;
-  std::unique_ptr<double[]> memory;
-  double* data;
+  Lines<double> data;
 
-  Rows(int64_t rows, int64_t columns)
-      : stride(padded_stride<double>(columns)), memory(new double[rows * stride + 8]()), data(memory.get()) {
-    data += (64 - reinterpret_cast<uintptr_t>(data) % 64) % 64 / sizeof(double);
-  }
-  double* row(int64_t i) { return data + i * stride; }
+  Rows(int64_t rows, int64_t columns) : stride(padded_stride<double>(columns)), data(lines<double>(rows * stride)) {}
+  double* row(int64_t i) const { return data + i * stride; }
 };
 
 template <typename T>
@@ -161,14 +154,13 @@ void reduce_piece(const Call& call, const Segments& s, const Piece& piece, Rows*
     const int64_t rows = std::min(kTile, piece.end - begin);
     for (int64_t r = 0; r < rows; ++r) widen(input + s.rows[begin + r] * stride, d, tile->row(r));
     const auto product = begin == piece.begin ? matmul_tile<Layout::kColumns, false, double> : matmul_tile<Layout::kColumns, true, double>;
-    product(d, tile->stride, rows, tile->data, tile->stride, tile->data, tile->stride, gram->data, gram->stride);
+    product(d, tile->stride, rows, tile->data.get(), tile->stride, tile->data.get(), tile->stride, gram->data.get(), gram->stride);
   }
   for (int64_t k = 0; k < d; ++k) std::copy_n(gram->row(k), d, square + k * d);
 }
 
 template <typename T>
-void moments(const Call& call, double* sum, double* square) {
-  const Segments s(call.index.const_data_ptr<int64_t>(), call.n, call.segments, call.piece_rows());
+void moments(const Call& call, const Segments& s, double* sum, double* square) {
   const int64_t d = call.d, q = call.square_size, width = d + q;
   std::vector<double> partial(s.slots * width, 0.0);
   parallel_for(0, s.pieces.size(), 1, [&](int64_t first, int64_t last) {
@@ -225,8 +217,8 @@ void gradient_full(const Call& call, const double* d_sum, const double* d_square
       for (int64_t begin = piece.begin; begin < piece.end; begin += kTile) {
         const int64_t rows = std::min(kTile, piece.end - begin);
         for (int64_t r = 0; r < rows; ++r) widen(input + s.rows[begin + r] * stride, d, tile.row(r));
-        matmul_tile<Layout::kRows, false, double>(rows, both.stride, d, tile.data, tile.stride, both.data, both.stride, result.data,
-                                                  result.stride);
+        matmul_tile<Layout::kRows, false, double>(rows, both.stride, d, tile.data.get(), tile.stride, both.data.get(), both.stride,
+                                                  result.data.get(), result.stride);
         for (int64_t r = 0; r < rows; ++r) {
           add_row<false>(d_sum + piece.segment * d, d, result.row(r), nullptr);
           T* to = out + s.rows[begin + r] * d;
@@ -248,11 +240,10 @@ std::tuple<Tensor, Tensor, Tensor> segment_moments_cpu(const Tensor& input, cons
   const Call call(input, index, num_segments, second_moment, "segment_moments");
   const Tensor count = zeros(input, {call.segments}, ScalarType::Long), sum = zeros(input, {call.segments, call.d}, ScalarType::Double),
                square = zeros(input, call.square_shape(), ScalarType::Double);
-  int64_t* counts = static_cast<int64_t*>(count.data_ptr());
-  const int64_t* id = call.index.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < call.n; ++i) ++counts[id[i]];
+  const Segments s(call.index.const_data_ptr<int64_t>(), call.n, call.segments, call.piece_rows());
+  std::adjacent_difference(s.ends.begin() + 1, s.ends.end(), static_cast<int64_t*>(count.data_ptr()));
   dispatch_floating(input.scalar_type(), call.op, "input", [&](auto zero) {
-    moments<decltype(zero)>(call, static_cast<double*>(sum.data_ptr()), static_cast<double*>(square.data_ptr()));
+    moments<decltype(zero)>(call, s, static_cast<double*>(sum.data_ptr()), static_cast<double*>(square.data_ptr()));
   });
   return {sum, square, count};
 }

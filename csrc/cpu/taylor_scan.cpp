@@ -35,14 +35,15 @@ constexpr int64_t kPass = 4096;  // features whose states are kept at a time
 constexpr int64_t kParts = 8;    // of the features in all, where there are fewer heads
 
 template <typename scalar_t, int HEADS>
-void scan(const Arguments& in, const Task& task, const Tensor& out) {
+void scan(const ScanArguments& in, const Task& task, const Tensor& out) {
   using T = opmath_t<scalar_t>;
   constexpr int64_t W = kLanes<T>;
   const int64_t most = std::min(kPass, in.table.count()), first_column = task.panel * W;
   const int64_t width = std::min(in.columns - first_column, task.panels * W);
   const Chunks<T> x(1, 2 + HEADS, in.dim, task.panels, 2 + HEADS);
-  const Block<T> phi((2 + HEADS) * kScanRun * kRow<T>), sums(HEADS * kChunk * W), line(std::max(in.dim, in.columns) + 1);
-  const Block<double> totals(most * 2 * (task.panels * W + 1));
+  const Lines<T> phi = lines<T>((2 + HEADS) * kScanRun * kRow<T>), sums = lines<T>(HEADS * kChunk * W),
+                 line = lines<T>(std::max(in.dim, in.columns) + 1);
+  const Lines<double> totals = lines<double>(most * 2 * (task.panels * W + 1));
   for (int64_t pass = 0; pass < in.table.count(); pass += most) {
     const int64_t end = std::min(pass + most, in.table.count());
     std::fill_n(static_cast<double*>(totals), most * 2 * (task.panels * W + 1), 0.0);
@@ -80,7 +81,7 @@ void scan(const Arguments& in, const Task& task, const Tensor& out) {
 }
 
 template <typename scalar_t>
-void scan_all(const Arguments& in, const Tensor& out) {
+void scan_all(const ScanArguments& in, const Tensor& out) {
   const int64_t panels = pieces(in.columns, kLanes<opmath_t<scalar_t>>), problems = in.batch * in.groups;
   int64_t batches = 0;
   for_heads(in.group(), [&](auto, int64_t) { ++batches; });
@@ -102,7 +103,7 @@ void scan_all(const Arguments& in, const Tensor& out) {
 }
 
 template <typename scalar_t>
-void backward_all(const Arguments& in, const Tensor& d_sums, Wants wants, const Gradients& out) {
+void backward_all(const ScanArguments& in, const Tensor& d_sums, Wants wants, const Gradients& out) {
   using T = opmath_t<scalar_t>;
   const int64_t problems = in.batch * in.groups, features = in.table.count();
   if (problems == 0 || in.tokens == 0 || !(wants.query || wants.keys)) return;
@@ -110,7 +111,7 @@ void backward_all(const Arguments& in, const Tensor& d_sums, Wants wants, const 
   const int64_t size = pieces(pieces(features, pieces(kParts, problems)), kScanRun) * kScanRun, parts = pieces(features, size);
   std::vector<std::unique_ptr<Chunks<T>>> found(static_cast<size_t>(problems * parts));
   parallel_for(0, problems * parts, 1, [&](int64_t begin, int64_t end) {
-    const Block<T> line(std::max(in.dim, in.columns));
+    const Lines<T> line = lines<T>(std::max(in.dim, in.columns));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % parts * size, b = i / parts / in.groups, g = i / parts % in.groups;
       auto& d = found[static_cast<size_t>(i)];
@@ -122,7 +123,7 @@ void backward_all(const Arguments& in, const Tensor& d_sums, Wants wants, const 
   });
   if (parts == 1) return;
   parallel_for(0, problems * in.chunks(), 1, [&](int64_t begin, int64_t end) {
-    const Block<T> line(std::max(in.dim, in.columns));
+    const Lines<T> line = lines<T>(std::max(in.dim, in.columns));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t problem = i / in.chunks(), chunk = i % in.chunks();
       const auto& d = *found[static_cast<size_t>(problem * parts)];
@@ -135,7 +136,7 @@ void backward_all(const Arguments& in, const Tensor& d_sums, Wants wants, const 
 Tensor taylor_scan_cpu(const Tensor& query, const Tensor& key1, const Tensor& key2, const Tensor& value1, const Tensor& value2,
                        const OptionalTensor& bias1, const OptionalTensor& bias2, const Tensor& weight, int64_t degree) {
   const char* op = "taylor_scan";
-  const Arguments in(op, query, {key1, key2}, {value1, value2}, {bias1, bias2}, weight, degree);
+  const ScanArguments in(op, query, {key1, key2}, {value1, value2}, {bias1, bias2}, weight, degree);
   Tensor out = torch::stable::new_empty(query, {in.batch, in.heads, in.tokens, in.columns + 1}, opmath_dtype(query.scalar_type()));
   torch::stable::zero_(out);
   dispatch_floating(query.scalar_type(), op, "query", [&](auto zero) { scan_all<decltype(zero)>(in, out); });
@@ -148,8 +149,8 @@ Seven taylor_scan_backward_cpu(const Tensor& d_sums, const Tensor& query, const 
                                const Tensor& value2, const OptionalTensor& bias1, const OptionalTensor& bias2, const Tensor& weight,
                                int64_t degree, const std::vector<bool>& wants) {
   const char* op = "taylor_scan_backward";
-  const Arguments in(op, query, {key1, key2}, {value1, value2}, {bias1, bias2}, weight, degree);
-  Arguments::fits(op, d_sums, "d_sums", {in.batch, in.heads, in.tokens, in.columns + 1}, opmath_dtype(query.scalar_type()));
+  const ScanArguments in(op, query, {key1, key2}, {value1, value2}, {bias1, bias2}, weight, degree);
+  ScanArguments::fits(op, d_sums, "d_sums", {in.batch, in.heads, in.tokens, in.columns + 1}, opmath_dtype(query.scalar_type()));
   check(wants.size() == 7, op, "wants must have 7 elements, got ", wants.size());
   const auto made = [&](const Tensor& like, bool wanted, std::vector<int64_t> shape) {
     return torch::stable::new_empty(like, wanted ? std::move(shape) : std::vector<int64_t>{0});

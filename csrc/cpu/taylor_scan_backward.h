@@ -16,19 +16,19 @@ class Backward {
  public:
   static constexpr int64_t W = kLanes<T>, kSets = 2 + HEADS, kTile = kScanRun * kRow<T>;
 
-  Backward(const Arguments& in, const Chunks<T>& x, const Chunks<T>& d, int64_t head, Wants wants)
+  Backward(const ScanArguments& in, const Chunks<T>& x, const Chunks<T>& d, int64_t head, Wants wants)
       : in_(in),
         x_(x),
         d_(d),
         head_(head),
         wants_(wants),
-        phi_(kSets * kTile),
-        d_phi_(kSets * kTile),
-        dots_(kSets * kDots<T>),
-        states_(x.count * x.panels * kScanRun * 2 * W),
-        last_states_(x.count * kScanRun * 2),
-        totals_(x.panels * kScanRun * 2 * W),
-        last_totals_(kScanRun * 2) {}
+        phi_(lines<T>(kSets * kTile)),
+        d_phi_(lines<T>(kSets * kTile)),
+        dots_(lines<T>(kSets * kDots<T>)),
+        states_(lines<T>(x.count * x.panels * kScanRun * 2 * W)),
+        last_states_(lines<T>(x.count * kScanRun * 2)),
+        totals_(lines<double>(x.panels * kScanRun * 2 * W)),
+        last_totals_(lines<double>(kScanRun * 2)) {}
 
   void run(int64_t first, int64_t m, int64_t a, int64_t b) {
     clear();
@@ -96,17 +96,17 @@ class Backward {
     }
   }
 
-  const Arguments& in_;
+  const ScanArguments& in_;
   const Chunks<T>&x_, &d_;
   const int64_t head_;
   const Wants wants_;
-  const Block<T> phi_, d_phi_, dots_, states_, last_states_;
-  const Block<double> totals_, last_totals_;
+  const Lines<T> phi_, d_phi_, dots_, states_, last_states_;
+  const Lines<double> totals_, last_totals_;
 };
 
 // the upstream gradient of a chunk
 template <typename T>
-void pack_upstream(const Arguments& in, const Task& task, const Tensor& d_sums, int64_t chunk, const Chunks<T>& x, T* line) {
+void pack_upstream(const ScanArguments& in, const Task& task, const Tensor& d_sums, int64_t chunk, const Chunks<T>& x, T* line) {
   for (int64_t h = 0; h < task.count; ++h) {
     const auto rows = rows_of<const T>(d_sums, task.b, task.g * in.group() + task.head + h);
     for (int64_t i = 0; i < std::min(kChunk, in.tokens - chunk * kChunk); ++i) {
@@ -119,12 +119,12 @@ void pack_upstream(const Arguments& in, const Task& task, const Tensor& d_sums, 
 
 // gradients of one group from features [first, last)
 template <typename scalar_t>
-std::unique_ptr<Chunks<opmath_t<scalar_t>>> gradients(const Arguments& in, const Tensor& d_sums, int64_t b, int64_t g, int64_t first,
+std::unique_ptr<Chunks<opmath_t<scalar_t>>> gradients(const ScanArguments& in, const Tensor& d_sums, int64_t b, int64_t g, int64_t first,
                                                       int64_t last, Wants wants) {
   using T = opmath_t<scalar_t>;
   const int64_t panels = pieces(in.columns, kLanes<T>), chunks = in.chunks();
   auto d = std::make_unique<Chunks<T>>(chunks, 2 + in.group(), in.dim, panels, 2);
-  const Block<T> line(std::max(in.dim, in.columns) + 1);
+  const Lines<T> line = lines<T>(std::max(in.dim, in.columns) + 1);
   for_heads(in.group(), [&](auto heads, int64_t head) {
     constexpr int HEADS = decltype(heads)::value;
     const Task task{b, g, head, HEADS, 0, panels};
@@ -156,7 +156,7 @@ void put(const Tensor& to, int64_t b, int64_t head, int64_t token, int64_t width
 
 // gradients of the tokens of a chunk, to the tensors that are wanted; a key that takes no part has gradient 0
 template <typename scalar_t, typename T>
-void store(const Arguments& in, int64_t b, int64_t g, int64_t chunk, const Chunks<T>& d, T* line, const Gradients& out) {
+void store(const ScanArguments& in, int64_t b, int64_t g, int64_t chunk, const Chunks<T>& d, T* line, const Gradients& out) {
   for (int64_t i = 0; i < std::min(kChunk, in.tokens - chunk * kChunk); ++i) {
     const int64_t token = chunk * kChunk + i, at = place<T>(i);
     const auto add_channels = [&](int64_t set) {

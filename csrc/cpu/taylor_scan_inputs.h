@@ -17,7 +17,7 @@ using OptionalTensor = std::optional<Tensor>;
 inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // the arguments, checked
-struct Arguments {
+struct ScanArguments {
   Tensor query;
   std::array<Tensor, 2> key, value;
   std::array<OptionalTensor, 2> bias;
@@ -25,8 +25,8 @@ struct Arguments {
   const int64_t batch, heads, tokens, dim, groups, columns;
   const FeatureTable table;
 
-  Arguments(const char* op, const Tensor& query_, std::array<Tensor, 2> key_, std::array<Tensor, 2> value_,
-            std::array<OptionalTensor, 2> bias_, const Tensor& weight_, int64_t degree)
+  ScanArguments(const char* op, const Tensor& query_, std::array<Tensor, 2> key_, std::array<Tensor, 2> value_,
+                std::array<OptionalTensor, 2> bias_, const Tensor& weight_, int64_t degree)
       : query(query_),
         key(std::move(key_)),
         value(std::move(value_)),
@@ -73,7 +73,7 @@ struct Arguments {
 };
 
 template <typename scalar_t>
-Rows<scalar_t> rows_of(const Tensor& t, int64_t b, int64_t h, int64_t column = 0) {
+TokenRows<scalar_t> rows_of(const Tensor& t, int64_t b, int64_t h, int64_t column = 0) {
   scalar_t* data = static_cast<scalar_t*>(t.data_ptr());
   return {data + b * t.stride(0) + h * t.stride(1) + column * t.stride(3), t.stride(2), t.stride(3)};
 }
@@ -93,7 +93,7 @@ struct Task {
 
 // the tiles of a chunk: channels and weights of all sets, columns of the values
 template <typename scalar_t, typename T>
-void pack(const Arguments& in, const Task& task, int64_t chunk, const Chunks<T>& out, int64_t slot, T* line) {
+void pack(const ScanArguments& in, const Task& task, int64_t chunk, const Chunks<T>& out, int64_t slot, T* line) {
   const int64_t begin = chunk * kChunk, n = std::min(kChunk, in.tokens - begin), first = task.panel * kLanes<T>;
   const int64_t width = std::min(in.columns - first, task.panels * kLanes<T>);
   if (n < kChunk) out.clear(slot);
@@ -119,7 +119,7 @@ void pack(const Arguments& in, const Task& task, int64_t chunk, const Chunks<T>&
 
 // features a to b of degree m, of the first `sets` sets, times their weights; number `first` among all
 template <typename T>
-void make_features(const Arguments& in, const Chunks<T>& x, int64_t slot, int64_t sets, int64_t first, int64_t m, int64_t a, int64_t b,
+void make_features(const ScanArguments& in, const Chunks<T>& x, int64_t slot, int64_t sets, int64_t first, int64_t m, int64_t a, int64_t b,
                    T* phi) {
   const T* weight = static_cast<const T*>(in.weight.data_ptr()) + first;
   for (int64_t set = 0; set < sets; ++set) {
@@ -135,7 +135,7 @@ void make_features(const Arguments& in, const Chunks<T>& x, int64_t slot, int64_
   }
 }
 
-inline int64_t lanes_of(const Arguments& in, int64_t chunk, int64_t steps) {
+inline int64_t lanes_of(const ScanArguments& in, int64_t chunk, int64_t steps) {
   return pieces(std::min(kChunk, in.tokens - chunk * kChunk), steps);
 }
 

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <memory>
 
 #include "../common/dispatch.h"
 #include "taylor_features.h"
@@ -23,20 +22,6 @@ template <typename T>
 constexpr int64_t place(int64_t t) {
   return t % kSteps<T> * kLanes<T> + t / kSteps<T>;
 }
-
-// 64-byte aligned zeros
-template <typename T>
-class Block {
- public:
-  explicit Block(int64_t n) : lines_(std::make_unique<Line[]>(static_cast<size_t>((n + kLanes<T> - 1) / kLanes<T>))) {}
-  operator T*() const { return reinterpret_cast<T*>(lines_.get()); }
-
- private:
-  struct alignas(64) Line {
-    T data[kLanes<T>];
-  };
-  std::unique_ptr<Line[]> lines_;
-};
 
 template <typename T>
 NL_CLONES void add_all(const T* __restrict in, int64_t n, T* __restrict out) {
@@ -57,7 +42,7 @@ class Chunks {
         panels(panels_),
         narrow_((dim_ + 1) * kRow<T> + 2 * kChunk),
         size_(sets_ * narrow_ + wide * panels_ * kChunk * kLanes<T>),
-        data_(count_ * size_) {}
+        data_(lines<T>(count_ * size_)) {}
 
   // [dim + 1, kRow]: ones, then the channels: the features up to degree 1
   T* channels(int64_t chunk, int64_t set) const { return data_ + chunk * size_ + set * narrow_; }
@@ -71,12 +56,12 @@ class Chunks {
 
  private:
   int64_t narrow_, size_;
-  Block<T> data_;
+  Lines<T> data_;
 };
 
 // rows of tokens of one head in a tensor
 template <typename scalar_t>
-struct Rows {
+struct TokenRows {
   scalar_t* data;
   int64_t stride, step;  // from token to token, from element to element
 };

@@ -2,8 +2,6 @@
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
-#include <memory>
-
 #include "../common/simd.h"
 #include "taylor_features.h"
 
@@ -12,20 +10,6 @@ namespace nearlinear {
 constexpr int64_t kRun = 132;  // features that are made and multiplied at a time: a panel of them and their factors fit a usual L1 cache
 
 inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
-// memory that starts at a cache line, not initialised
-template <typename T>
-class Lines {
- public:
-  explicit Lines(int64_t n) : lines_(std::make_unique_for_overwrite<Line[]>(static_cast<size_t>((n + kLanes<T> - 1) / kLanes<T>))) {}
-  operator T*() const { return lines_[0].element; }
-
- private:
-  struct alignas(64) Line {
-    T element[kLanes<T>];
-  };
-  std::unique_ptr<Line[]> lines_;
-};
 
 // a run of tokens: element c of token t at t * stride_t + c * stride_c
 template <typename scalar_t>

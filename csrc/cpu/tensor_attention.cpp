@@ -68,7 +68,7 @@ Seven backward(const Arguments& a, const TrilinearProblem<T>& problem, const wei
   }
   const int s = problem.swapped ? 1 : 0;  // axis 0 is that of key1, or of key2
   const Wanted by_axis{wanted[0], {wanted[1 + s], wanted[2 - s]}, {wanted[3 + s], wanted[4 - s]}, {wanted[5 + s], wanted[6 - s]}};
-  std::optional<Rows<T>> d_query;
+  std::optional<TensorRows<T>> d_query;
   if (wanted[0]) d_query.emplace(made[0], op, "d_query");
   Shares<T> shares(problem);
   for_each_task(shares.count(), [&](auto next) {
@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor> trilinear_softmax_cpu(const Tensor& query, const Tens
   dispatch_opmath(query, [&](auto zero) {
     using T = decltype(zero);
     const TrilinearProblem<T> problem = problem_of<T>(arguments, op);
-    const Rows<T> out_rows(out, op, "out"), lse_rows(lse, op, "lse");
+    const TensorRows<T> out_rows(out, op, "out"), lse_rows(lse, op, "lse");
     forward(problem, ExponentialWeight<T>{}, [&](const auto& forward) {
       const auto& tile = forward.tile;
       std::vector<T> row(E);
@@ -149,7 +149,7 @@ Seven trilinear_softmax_backward_cpu(const Tensor& d_out, const Tensor& d_lse, c
   dispatch_opmath(query, [&](auto zero) {
     using T = decltype(zero);
     const TrilinearProblem<T> problem = problem_of<T>(arguments, op);
-    const Rows<T> d_outs(d_out, op, "d_out"), outs(out, op, "out"), d_lses(d_lse, op, "d_lse"), lses(lse, op, "lse");
+    const TensorRows<T> d_outs(d_out, op, "d_out"), outs(out, op, "out"), d_lses(d_lse, op, "d_lse"), lses(lse, op, "lse");
     auto load = [&](const QueryTile<T>& tile, int64_t s, T* row, T* delta, T* shift) {
       const int64_t h = problem.head(tile.g, tile.begin + s), i = problem.place(tile.begin + s);
       std::vector<T> mean(E);
@@ -184,7 +184,7 @@ Tensor trilinear_sums_cpu(const Tensor& query, const Tensor& key1, const Tensor&
   dispatch_opmath(query, [&](auto zero) {
     using T = decltype(zero);
     const TrilinearProblem<T> problem = problem_of<T>(arguments, op);
-    const Rows<T> rows(sums, op, "sums");
+    const TensorRows<T> rows(sums, op, "sums");
     dispatch_weight<T>(coefficients, excess, [&](const auto& weight) {
       forward(problem, weight, [&](const auto& forward) {
         const auto& tile = forward.tile;
@@ -215,7 +215,7 @@ Seven trilinear_sums_backward_cpu(const Tensor& d_sums, const Tensor& query, con
   dispatch_opmath(query, [&](auto zero) {
     using T = decltype(zero);
     const TrilinearProblem<T> problem = problem_of<T>(arguments, op);
-    const Rows<T> rows(d_sums, op, "d_sums");
+    const TensorRows<T> rows(d_sums, op, "d_sums");
     auto load = [&](const QueryTile<T>& tile, int64_t s, T* row, T* delta, T* shift) {
       std::vector<T> all(E + 1);
       rows.load(tile.b, problem.head(tile.g, tile.begin + s), problem.place(tile.begin + s), all.data());

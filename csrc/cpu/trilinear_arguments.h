@@ -48,7 +48,7 @@ inline void check_arguments(const Arguments& a, const char* op) {
 template <typename T>
 TrilinearProblem<T> problem_of(const Arguments& a, const char* op) {
   auto axis = [&](const Tensor& key, const Tensor& value, const OptionalTensor& bias, int64_t left, int64_t right) {
-    Axis<T> made{Rows<T>(key, op, "key"), Rows<T>(value, op, "value"), std::nullopt, {left, right}};
+    Axis<T> made{TensorRows<T>(key, op, "key"), TensorRows<T>(value, op, "value"), std::nullopt, {left, right}};
     if (bias) made.bias.emplace(*bias, op, "bias");
     return made;
   };
@@ -61,7 +61,7 @@ TrilinearProblem<T> problem_of(const Arguments& a, const char* op) {
   };
   const bool swapped = width(first) > width(second);
   if (swapped) std::swap(first, second);
-  return {Rows<T>(a.query, op, "query"), {std::move(first), std::move(second)}, static_cast<T>(a.scale), swapped, a.query.size(0)};
+  return {TensorRows<T>(a.query, op, "query"), {std::move(first), std::move(second)}, static_cast<T>(a.scale), swapped, a.query.size(0)};
 }
 
 template <typename F>

@@ -1,8 +1,6 @@
 // attention over pairs of keys: tensors of any strides as rows, and blocks of one key axis packed for products of tiles.
 #pragma once
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <optional>
 #include <vector>
 
@@ -10,20 +8,6 @@
 #include "row_blocks.h"
 
 namespace nearlinear {
-
-struct FreeLines {
-  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-};
-template <typename T>
-using Lines = std::unique_ptr<T[], FreeLines>;
-
-// n zeros that start at a cache line
-template <typename T>
-Lines<T> lines(int64_t n) {
-  T* memory = static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64)));
-  std::fill_n(memory, n, T(0));
-  return Lines<T>(memory);
-}
 
 template <typename T>
 constexpr int64_t whole_lines(int64_t n) {
@@ -47,9 +31,9 @@ struct Window {
 
 // A tensor [B, heads, count, channels], or [B, heads, count] of one channel, of any dtype and strides; elements are read as T.
 template <typename T>
-class Rows {
+class TensorRows {
  public:
-  Rows(const Tensor& t, const char* op, const char* argument)
+  TensorRows(const Tensor& t, const char* op, const char* argument)
       : heads(t.size(1)),
         count(t.size(2)),
         channels(t.dim() == 4 ? t.size(3) : 1),
@@ -105,8 +89,8 @@ T logit_bound(const Norms<T>& q, const Norms<T>& a, const Norms<T>& b) {
 // One key axis: its tensors, and how far its keys may lie from a query
 template <typename T>
 struct Axis {
-  Rows<T> key, value;
-  std::optional<Rows<T>> bias;
+  TensorRows<T> key, value;
+  std::optional<TensorRows<T>> bias;
   Window window;
 };
 

@@ -65,7 +65,7 @@ class Shares {
 
   // sums over the shares: kind 0 keys, 1 values, 2 biases
   void store(int axis, int kind, const Tensor& out, const char* op) const {
-    const Rows<T> rows(out, op, "gradient");
+    const TensorRows<T> rows(out, op, "gradient");
     torch::stable::parallel_for(0, problem_.batch * problem_.groups(), 1, [&](int64_t begin, int64_t end) {
       std::vector<double> sum(rows.channels);
       std::vector<T> row(rows.channels);

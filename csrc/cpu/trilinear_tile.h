@@ -16,7 +16,7 @@ constexpr int64_t kOuterKeys = 256;  // of a block of axis 0
 
 template <typename T>
 struct TrilinearProblem {
-  Rows<T> query;
+  TensorRows<T> query;
   std::array<Axis<T>, 2> axes;
   T scale;
   bool swapped;  // axis 0 is key2 and value2

@@ -157,7 +157,10 @@ def orthogonal_projection_loss(features: Tensor, labels: Tensor, *, gamma: float
         own = torch.eye(len(f), dtype=torch.bool, device=f.device)
         near, far = ((cosine * m).sum() / (m.sum(dtype=f.dtype) + 1e-6) for m in (same & ~own, ~same))
         return 1 - near + gamma * far
-    total, _, count = torch.ops.nearlinear.segment_moments(f, _dense_ids(labels), None, "none")
+    ids = _dense_ids(labels)
+    read = not (labels.is_cuda or labels.is_meta or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()) and len(ids) > 0
+    classes = int(ids.max()) + 1 if read else None  # as many as rows where reading a value back would wait
+    total, _, count = torch.ops.nearlinear.segment_moments(f, ids, classes, "none")
     n, by_class = count.double(), (total**2).sum()
     same_pairs = (n**2).sum() - n.sum()
     other_pairs = n.sum() ** 2 - (n**2).sum()
