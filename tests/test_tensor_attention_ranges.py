@@ -23,6 +23,7 @@ def test_the_bound_of_logits_sees_small_numbers(sizes: tuple[float, float, float
     out, lse = ops.trilinear_softmax(query, key1, key2, *values, None, None, 1.0, NOWHERE)
     exact = reference.trilinear_softmax(*(t.double() for t in (query, key1, key2, *values)), None, None, 1.0, NOWHERE)
     torch.testing.assert_close(lse.double(), exact[1], rtol=1e-6, atol=1e-6)
+    # a logit of size x is rounded by 1e-7 x, and so is its weight
     torch.testing.assert_close(out.double(), exact[0], rtol=0, atol=1e-5 * float(exact[1].max() + 1))
 
 
@@ -46,6 +47,7 @@ def test_a_channel_of_zeros_beside_large_ones(place: int, degree: int) -> None:
         nearlinear.tensor_attention(*leaves, method="polynomial", **options),
         nearlinear.reference.tensor_attention.tensor_attention(*wide, **options),
     )
+    # moments of degree 6 cancel in float32, their gradients by a digit more
     torch.testing.assert_close(out.double(), exact, rtol=1e-4, atol=1e-5)
     got, expected = torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(exact.sum(), wide)
     for a, b in zip(got, expected, strict=True):
